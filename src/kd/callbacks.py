@@ -1,0 +1,104 @@
+"""When things happen during a fit: progress, the watch over the losses, the best weights, quantization."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+from kd import quantization
+from kd.errors import UserError
+from kd.lit_module import DistillationModule
+
+
+class Progress(Callback):
+    """One bar for the whole fit, with rate and time left; on a file it writes a line every half minute."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        total = int(trainer.estimated_stepping_batches)
+        quiet = {} if sys.stderr.isatty() else {"mininterval": 30.0, "maxinterval": 60.0}
+        self.bar = tqdm(total=total, desc=self.title, unit="step", disable=not trainer.is_global_zero, **quiet)
+        self.bar.update(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        assert self.bar is not None
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.bar is not None and isinstance(pl_module, DistillationModule):
+            name = pl_module.task.select
+            self.bar.set_postfix_str(f"validation {name} {trainer.callback_metrics[f'val/{name}']:.4f}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class LossWatch(Callback):
+    """Keeps the loss curves for the report and stops at a loss that is not a number.
+
+    Reads the device at logging intervals only, and before anything is saved.
+    """
+
+    def __init__(self) -> None:
+        self.curves: dict[str, list[tuple[int, float]]] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self.check(pl_module)
+            for name, value in trainer.logged_metrics.items():
+                if name.startswith("train/loss"):
+                    self.curves.setdefault(name, []).append((trainer.global_step, float(value)))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.check(pl_module)
+
+    def check(self, module: L.LightningModule) -> None:
+        assert isinstance(module, DistillationModule)
+        bad = {name: int(step) for name, step in module.first_bad.items() if step >= 0}
+        if bad:
+            term = min(bad, key=bad.__getitem__)
+            raise UserError(
+                f"The loss term {term!r} was not a finite number at step {bad[term] + 1}; training stopped there, and "
+                f"nothing after it was saved. Usual causes: a learning rate that is too high (optimizer.lr), "
+                f"a weight that is too high (method.{term}.weight), or overflow in 16-mixed precision."
+            )
+
+
+class RestoreBest(Callback):
+    """Puts the best validated weights back when the fit ends."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if path:
+            state = torch.load(path, map_location=pl_module.device, weights_only=True)["state_dict"]
+            pl_module.load_state_dict(state)
+
+
+class QuantizationCallback(Callback):
+    """Fake quantization before the optimizer exists, if the scheme is trained; a converted copy at the end.
+
+    The student that trains stays a float model, and so do its checkpoints. Comes after RestoreBest.
+    """
+
+    def __init__(self, settings: quantization.Settings) -> None:
+        self.settings = settings
+        self.converted: Any = None
+        self.summary: quantization.Summary | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and self.settings.qat:
+            assert isinstance(pl_module, DistillationModule)
+            quantization.prepare(pl_module.student, self.settings)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        self.converted, self.summary = quantization.convert(pl_module.student, self.settings)

@@ -1,0 +1,162 @@
+"""What is checked before a run, without importing torch: values, contradictions, missing files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd.errors import UserError, nearest
+from kd.layer_map import kept_layers
+from kd.store import Wanted, complete, require
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "teacher.fine_tune.when": ("auto", "always", "never"),
+    "student.keep": ("uniform", "first", "last"),
+    "method.patient.layers": ("skip", "last"),
+    "method.hidden.layers": ("uniform",),
+    "schedule.name": ("linear", "cosine", "constant"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "trainer.accelerator": ("auto", "cpu", "gpu"),
+    "logger.wandb.mode": ("auto", "online", "offline"),
+}
+OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
+POSITIVE = (
+    "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "student.num_layers",
+    "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
+    "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
+    "report.measure_seconds", "method.soft.temperature", "quant.group_size",
+)  # fmt: skip
+SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+
+
+def value_of(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted key; None where there is none or where it is an interpolation still."""
+    parent = OmegaConf.select(cfg, key.rpartition(".")[0])
+    leaf = key.rpartition(".")[2]
+    if not isinstance(parent, DictConfig) or leaf not in parent or OmegaConf.is_interpolation(parent, leaf):
+        return None
+    return parent[leaf]
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raises UserError for a value outside what its key can take, naming the nearest word."""
+    for key, words in CHOICES.items():
+        value = value_of(cfg, key)
+        is_list = key in OR_A_LIST and not isinstance(value, str)
+        if value is not None and value not in words and not is_list:
+            more = ", or a list" if key in OR_A_LIST else ""
+            raise UserError(f"{key}={value}:{nearest(str(value), words)} Known: {', '.join(words)}{more}.")
+    for key in POSITIVE:
+        value = value_of(cfg, key)
+        if value is not None and not (isinstance(value, int | float) and value > 0):
+            raise UserError(f"{key}={value}: must be a number above 0.")
+    for key, low, high in (("schedule.warmup", 0, 1), ("data.source.noise", 0, 0.5)):
+        value = value_of(cfg, key)
+        if value is not None and not low <= value < high:
+            raise UserError(f"{key}={value}: must be from {low} to below {high}.")
+    for role in ("teacher", "student"):
+        check_weights_word(role, cfg[role])
+
+
+def check_weights_word(role: str, node: DictConfig) -> None:
+    words = ("teacher",) if node.name == "layers" else ("pretrained", "random")
+    weights = str(node.weights)
+    if weights in words:
+        return
+    if node.name == "layers":
+        raise UserError(f"student.weights={weights}: student=layers is made from the teacher's weights.")
+    directory = Path(weights).expanduser()
+    if not directory.is_dir():
+        raise UserError(
+            f"{role}.weights={weights}: no such directory.{nearest(weights, words)} "
+            f"Known: {', '.join(words)}, or a directory with config.json and model.safetensors."
+        )
+    if not complete("model", directory):
+        raise UserError(f"{role}.weights={weights}: config.json or model.safetensors is missing there.")
+    check_shape(role, node, directory)
+
+
+def check_shape(role: str, node: DictConfig, directory: Path) -> None:
+    """A directory holds the architecture that was named, or the name is wrong."""
+    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    for key in SHAPE:
+        if key in stored and stored[key] != node.architecture[key]:
+            raise UserError(
+                f"{role}.weights={directory}: its config.json has {key}={stored[key]}, {role}={node.name} has "
+                f"{node.architecture[key]}. Name the {role} that fits, or set {role}.architecture.{key}={stored[key]}."
+            )
+
+
+def num_layers(cfg: DictConfig, role: str) -> int:
+    if role == "student" and cfg.student.name == "layers":
+        return len(kept_layers(student_keep(cfg), cfg.student.num_layers, num_layers(cfg, "teacher")))
+    return int(cfg[role].architecture.num_hidden_layers)
+
+
+def student_keep(cfg: DictConfig) -> Any:
+    keep = cfg.student.keep
+    return keep if isinstance(keep, str) else list(keep)
+
+
+def contradictions(cfg: DictConfig) -> list[str]:
+    """One line for each pair of settings that cannot both hold, with the fix."""
+    found = []
+    teacher, student, data = cfg.teacher, cfg.student, cfg.data
+    if teacher.weights == "random" and teacher.fine_tune.when != "always" and teacher.gate:
+        found.append(
+            "teacher.weights=random is not fine-tuned, so it cannot pass the gate: add teacher.gate=false to go on "
+            "all the same, or teacher.fine_tune.when=always to train it."
+        )
+    for role in ("teacher", "student"):
+        positions = cfg[role].architecture.get("max_position_embeddings", data.max_length)
+        if data.max_length > positions:
+            found.append(
+                f"data.max_length={data.max_length} is more than the {positions} positions of {role}="
+                f"{cfg[role].name}: set data.max_length={positions} or less."
+            )
+    own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
+    if not own and data.name != "demo":
+        found.append(
+            f"Teacher and student both start from random weights, so neither brings a tokenizer, and data={data.name} "
+            "has none: take one of them pretrained, or data=demo."
+        )
+    found += quantization_contradictions(cfg)
+    if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
+        found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
+    return found
+
+
+def quantization_contradictions(cfg: DictConfig) -> list[str]:
+    group = cfg.quant.get("group_size")
+    shape = cfg.teacher.architecture if cfg.student.name == "layers" else cfg.student.architecture
+    return [
+        f"quant.group_size={group} does not divide {key}={shape[key]} of the student: set quant.group_size to a divisor."
+        for key in ("hidden_size", "intermediate_size")
+        if group and shape[key] % group
+    ]
+
+
+def wanted(cfg: DictConfig) -> list[Wanted]:
+    """Everything that must be on the disk or on the hub."""
+    store = Path(cfg.paths.store).expanduser()
+    needs = [
+        Wanted("model", cfg[role].name, cfg[role].hub_id, store)
+        for role in ("teacher", "student")
+        if cfg[role].weights == "pretrained"
+    ]
+    source = cfg.data.source
+    if "hub_id" in source:
+        needs.append(Wanted("dataset", source.name, source.hub_id, store))
+    return needs
+
+
+def check_before_loading(cfg: DictConfig) -> None:
+    """Raises UserError with every contradiction, or with everything that is missing."""
+    num_layers(cfg, "student")
+    found = contradictions(cfg)
+    if found:
+        raise UserError("\n".join(found))
+    require(wanted(cfg))

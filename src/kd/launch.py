@@ -1,0 +1,198 @@
+"""From the command line to ``run.train``: composes the configuration and answers typing mistakes.
+
+Only hydra is imported here, so that a misspelled name is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from kd.errors import UserError, nearest
+from kd.noise import silence
+
+NARROW = 768
+
+
+def default_lr(hidden_size: Any) -> float:
+    """The default learning rate: 5e-5, and 1e-4 for students narrower than BERT-base."""
+    return 1e-4 if int(hidden_size) < NARROW else 5e-5
+
+
+OmegaConf.register_new_resolver("default_lr", default_lr, replace=True)
+
+
+def conf_dir() -> Path:
+    """``conf/`` beside train.py in a checkout, inside the package in an installed wheel."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides)
+
+
+def options(group: str) -> list[str]:
+    """The files of a config group, by name."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def flat(node: Any, prefix: str = "", opened: bool = False) -> Iterator[tuple[str, Any, bool]]:
+    """``(dotted key, value, is it an argument of a _target_)`` for every leaf and every inner node."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        yield name, value, opened
+        if isinstance(value, dict):
+            yield from flat(value, f"{name}.", "_target_" in value)
+
+
+def is_group(key: str) -> bool:
+    return (conf_dir() / key).is_dir()
+
+
+def variants(overrides: list[Override]) -> Iterator[list[Override]]:
+    """The overrides of single runs that together hold every choice of a sweep."""
+    parser = OverridesParser.create()
+    choices = []
+    for override in overrides:
+        if override.is_choice_sweep():
+            lines = [
+                f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()
+            ]
+            choices.append(parser.parse_overrides(lines))
+        elif not override.is_sweep_override():
+            choices.append([override])
+    for i in range(max((len(choice) for choice in choices), default=1)):
+        yield [choice[min(i, len(choice) - 1)] for choice in choices]
+
+
+def check_groups(overrides: list[Override]) -> None:
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            known = options(key)
+            if name is not None and str(name) not in known:
+                raise UserError(
+                    f"{key}={name}: there is no {key} of that name.{nearest(str(name), known)} "
+                    f"Known: {', '.join(known)}."
+                )
+
+
+def check_keys(overrides: list[Override], groups: list[str]) -> None:
+    """Every key exists and its value has the type of the default."""
+    base = plain(compose(groups))
+    known = {name: (value, opened) for name, value, opened in flat(base)}
+    top = [name for name in known if "." not in name]
+    for override in overrides:
+        key = override.key_or_group
+        parent = known.get(key.rpartition(".")[0], (None, False))[0]
+        opened = isinstance(parent, dict) and "_target_" in parent and override.is_add()
+        if key not in known and not opened:
+            hint = elsewhere(key) or nearest(key, known if "." in key else [*top, *known])
+            shown = override.input_line or key
+            raise UserError(f"{shown}: there is no setting {key!r}.{hint} All settings: --cfg job.")
+        if not override.is_delete():
+            check_type(key, override.value(), known.get(key, (None, False))[0])
+
+
+def elsewhere(key: str) -> str:
+    """A hint if another file of the same group has such a setting: student.num_layers is student=layers' own."""
+    group, _, rest = key.partition(".")
+    for name in options(group):
+        loaded = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+        keys = [key for key, _, _ in flat(plain(loaded))] if isinstance(loaded, DictConfig) else []
+        close = difflib.get_close_matches(rest, keys, n=1, cutoff=0.8)
+        if close:
+            return f" {group}={name} has {group}.{close[0]}."
+    return ""
+
+
+def check_type(key: str, value: Any, default: Any) -> None:
+    if isinstance(default, str) and default.startswith("${") or default is None:
+        return
+    wanted: tuple[type, ...] = (type(default),)
+    word = {bool: "true or false", int: "a whole number", float: "a number", dict: "a group of settings"}
+    if isinstance(default, float):
+        wanted = (float, int)
+    if type(default) in word and (not isinstance(value, wanted) or (type(value) is bool) != (wanted[0] is bool)):
+        raise UserError(
+            f"{key}={value}: {key} is {word[type(default)]}, its default is {str(default).lower()}."
+        )
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def check_command_line(lines: list[str]) -> None:
+    """Raises UserError for a group, key or value that does not exist, naming the nearest that does."""
+    from kd.check import check_values
+
+    try:
+        parsed = [o for o in OverridesParser.create().parse_overrides(lines) if not o.key_or_group.startswith("hydra")]
+        for single in variants(parsed):
+            groups = [o for o in single if is_group(o.key_or_group)]
+            check_groups([o for o in groups if not o.is_delete()])
+            group_lines = [str(o.input_line) for o in groups]
+            check_keys([o for o in single if o not in groups], group_lines)
+            base = {name for name, _, _ in flat(plain(compose(group_lines)))}
+            cfg = compose([str(o.input_line) for o in single])
+            for name, _, opened in flat(plain(cfg)):
+                if name not in base and not opened:
+                    raise UserError(f"There is no setting {name!r}.{nearest(name, base)}")
+            check_values(cfg)
+    except HydraException as error:
+        raise UserError(f"The command line does not compose: {error}") from error
+
+
+def run_one(cfg: DictConfig, failures: list[str]) -> float | None:
+    """One job. An error of the user's is printed as a paragraph and noted; a defect shows its traceback."""
+    try:
+        from kd.check import check_before_loading
+
+        check_before_loading(cfg)
+        silence()
+        from kd.run import train
+
+        return train(cfg)
+    except UserError as error:
+        if cfg.debug:
+            traceback.print_exc()
+        print(f"\n{error}", file=sys.stderr)
+        failures.append(str(error))
+        return None
+
+
+def main() -> None:
+    """Runs the command line. Exit code 2: not understood; 1: a run failed."""
+    args = get_args_parser().parse_args()
+    failures: list[str] = []
+    if not (args.help or args.hydra_help or args.info or args.shell_completion):
+        try:
+            check_command_line(list(args.overrides))
+        except UserError as error:
+            if "debug=true" in args.overrides:
+                traceback.print_exc()
+            print(error, file=sys.stderr)
+            sys.exit(2)
+    task = functools.partial(run_one, failures=failures)
+    functools.update_wrapper(task, run_one)
+    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+    if failures:
+        sys.exit(1)

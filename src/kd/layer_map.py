@@ -1,0 +1,79 @@
+"""Which teacher layer goes with which student layer. Layers are counted from 1; 0 is the embedding output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kd.errors import UserError
+
+Pairs = list[tuple[int, int]]
+
+
+def uniform(count: int, of: int) -> list[int]:
+    """``count`` of ``of`` layers, evenly spread and ending with the last: 2, 4, 6 for 3 of 6.
+
+    Where ``of / count`` is no whole number the nearest layer is taken, halves upwards: 2, 3, 5, 6 for 4 of 6.
+    """
+    return [(2 * i * of + count) // (2 * count) for i in range(1, count + 1)]
+
+
+def kept_layers(keep: str | Sequence[int], num_layers: int | None, teacher_layers: int) -> list[int]:
+    """The teacher's layers that ``student=layers`` is made of. Raises UserError if that cannot be."""
+    if not isinstance(keep, str):
+        kept = [int(layer) for layer in keep]
+        wrong = [layer for layer in kept if not 1 <= layer <= teacher_layers]
+        if wrong or not kept or kept != sorted(set(kept)):
+            raise UserError(
+                f"student.keep={kept}: layers rise, without repeats, from 1 to the teacher's {teacher_layers}."
+            )
+        if num_layers is not None and num_layers != len(kept):
+            raise UserError(
+                f"student.keep={kept} names {len(kept)} layers but student.num_layers={num_layers}: "
+                f"add student.num_layers={len(kept)}."
+            )
+        return kept
+    if num_layers is None or not 1 <= num_layers <= teacher_layers:
+        raise UserError(
+            f"student.num_layers={num_layers}: the teacher has {teacher_layers} layers, give 1 to {teacher_layers}."
+        )
+    if keep == "first":
+        return list(range(1, num_layers + 1))
+    if keep == "last":
+        return list(range(teacher_layers - num_layers + 1, teacher_layers + 1))
+    return uniform(num_layers, teacher_layers)
+
+
+def patient_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
+    """PKD's pairs (Sun et al. 2019, section 3.2): the last layer is left out, the logits already carry it.
+
+    ``skip`` takes every N/M-th teacher layer (2, 4, 6, 8, 10 for 6 of 12), ``last`` the top ones (7 to 11).
+    """
+    if not isinstance(layers, str):
+        return checked_pairs(layers, student, teacher)
+    if student < 2:
+        raise UserError(
+            "method=pkd compares the layers below the last, and this student has one layer only: "
+            "take method=feature or method=logit, or a deeper student."
+        )
+    if layers == "last":
+        return checked_pairs([(i, teacher - student + i) for i in range(1, student)], student, teacher)
+    return list(zip(range(1, student), uniform(student, teacher), strict=False))
+
+
+def hidden_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
+    """Every student layer with the teacher's ``i * N / M``-th (TinyBERT, section 3.1), or the given pairs."""
+    if not isinstance(layers, str):
+        return checked_pairs(layers, student, teacher)
+    return list(zip(range(1, student + 1), uniform(student, teacher), strict=True))
+
+
+def checked_pairs(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
+    for pair in pairs:
+        if len(pair) != 2 or not 1 <= pair[0] <= student or not 1 <= pair[1] <= teacher:
+            raise UserError(
+                f"layers={[list(p) for p in pairs]}: the pair {list(pair)} does not fit a student of {student} and a "
+                f"teacher of {teacher} layers. Pairs are [student layer, teacher layer], counted from 1."
+            )
+    if not pairs:
+        raise UserError("layers=[]: name at least one pair [student layer, teacher layer].")
+    return [(int(i), int(j)) for i, j in pairs]

@@ -1,0 +1,9 @@
+"""The loss terms that conf/method/ names."""
+
+from kd.losses.base import Loss
+from kd.losses.hidden import EmbeddingLoss, HiddenLoss
+from kd.losses.labels import HardLabelLoss
+from kd.losses.patient import PatientLoss
+from kd.losses.soft_target import SoftTargetLoss
+
+__all__ = ["EmbeddingLoss", "HardLabelLoss", "HiddenLoss", "Loss", "PatientLoss", "SoftTargetLoss"]

@@ -1,0 +1,60 @@
+"""What a loss is to the rest of kd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.errors import UserError
+from kd.tasks.base import Task
+
+Signals = dict[str, Tensor]
+Batch = dict[str, Any]
+
+
+class Loss(nn.Module):
+    """One weighted term. A subclass sets ``unit`` and its signals in ``setup`` and computes ``forward``.
+
+    ``forward(student, teacher, batch)`` gives ``(sum, count)``: the unweighted float32 sum over the units of this
+    batch and how many there are. The module divides the sum by the number of units in the *global* batch (all ranks,
+    all accumulation steps), found in ``batch["totals"][unit]``. So ``unit`` is part of the contract:
+
+    * ``"examples"``: rows; also batch-coupled losses, which give their batch value times B, and B.
+    * ``"tokens"``: real (unpadded) tokens of the student's encoding.
+    """
+
+    unit: str = "examples"
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if not weight > 0:
+            raise UserError(f"{type(self).__name__}: weight={weight} must be above 0; leave the term out instead.")
+        self.weight = weight
+        self.student_signals: tuple[str, ...] = ()
+        self.teacher_signals: tuple[str, ...] = ()
+
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
+        """Validates against both models' transformers configs, builds projections, fixes the signals."""
+        raise NotImplementedError
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+def projection(student_width: int, teacher_width: int) -> nn.Module:
+    """The student's states in the teacher's width: identity where they agree, else a learned map without bias.
+
+    Starts with orthonormal rows or columns, so that lengths and angles survive at the first step.
+    """
+    if student_width == teacher_width:
+        return nn.Identity()
+    linear = nn.Linear(student_width, teacher_width, bias=False)
+    nn.init.orthogonal_(linear.weight)
+    return linear
+
+
+def count_of(tensor: Tensor) -> Tensor:
+    """The number of rows, as a tensor on the same device."""
+    return torch.tensor(float(len(tensor)), device=tensor.device)

@@ -1,0 +1,21 @@
+"""The labels themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kd.losses.base import Batch, Loss, Signals
+from kd.tasks.base import Task
+
+
+class HardLabelLoss(Loss):
+    """The task's own label loss at temperature 1; cross-entropy for classification."""
+
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:  # noqa: ARG002
+        self.task = task
+        self.student_signals = ("logits",)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return self.task.label_loss(student["logits"], batch["labels"])

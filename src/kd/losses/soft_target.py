@@ -1,0 +1,25 @@
+"""Soft targets: Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kd.losses.base import Batch, Loss, Signals
+from kd.tasks.base import Task
+
+
+class SoftTargetLoss(Loss):
+    """The task's divergence from the teacher's logits at ``temperature``, T² included."""
+
+    def __init__(self, weight: float, temperature: float) -> None:
+        super().__init__(weight)
+        self.temperature = temperature
+
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:  # noqa: ARG002
+        self.task = task
+        self.student_signals = self.teacher_signals = ("logits",)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return self.task.divergence(student["logits"], teacher["logits"], self.temperature)

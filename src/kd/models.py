@@ -1,0 +1,135 @@
+"""Models and tokenizers from directories or from nothing, and where each family keeps its layers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kd.errors import UserError
+from kd.layer_map import kept_layers
+from kd.tasks.base import Task
+
+
+@dataclass
+class Loaded:
+    """A model in float32 and eval mode; ``has_head`` if its head was in the checkpoint too."""
+
+    model: Any
+    has_head: bool
+
+
+def config_of(architecture: dict[str, Any], task: Task) -> Any:
+    """A transformers config from a conf file's ``architecture`` block."""
+    from transformers import AutoConfig
+
+    fields = {key: value for key, value in architecture.items() if key != "model_type"}
+    return AutoConfig.for_model(architecture["model_type"], **fields, **task.config_fields())
+
+
+def random_model(architecture: dict[str, Any], task: Task) -> Any:
+    """The exact architecture with random weights, in eval mode."""
+    return task.auto_class().from_config(config_of(architecture, task), dtype=torch.float32).eval()
+
+
+def load_model(directory: Path, task: Task) -> Loaded:
+    """A checkpoint as float32, whatever its file says; one without a head for the task gets a random one.
+
+    A checkpoint that has a head keeps its own label names, to be compared with the task's.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory)
+    head = task.auto_class().__name__.removeprefix("AutoModel")
+    has_head = any(name.endswith(head) for name in config.architectures or [])
+    fields = {} if has_head else task.config_fields()
+    model, info = task.auto_class().from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, **fields
+    )
+    missing = set(info["missing_keys"])
+    if has_head and missing:
+        raise UserError(
+            f"{directory}: the checkpoint says it is a {config.architectures[0]} but lacks "
+            f"{', '.join(sorted(missing)[:5])}. It would start from random weights there."
+        )
+    lost = [key for key in missing if not key.startswith(("classifier", "pre_classifier")) and ".pooler." not in key]
+    if lost:
+        raise UserError(f"{directory}: the weights file lacks {', '.join(sorted(lost)[:5])} of the encoder.")
+    return Loaded(model.eval(), has_head)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: no tokenizer could be loaded from there ({error}).") from error
+
+
+def check_vocabulary(role: str, tokenizer: Any, model_config: Any) -> None:
+    if len(tokenizer) > model_config.vocab_size:
+        raise UserError(
+            f"The tokenizer of the {role} has {len(tokenizer)} entries, its model only {model_config.vocab_size} "
+            f"embeddings: set {role}.architecture.vocab_size={len(tokenizer)} for random weights, or give the "
+            "model its own tokenizer."
+        )
+
+
+def encoder_layers(model: Any) -> nn.ModuleList:
+    """The transformer layers of a model with a head, first to last."""
+    encoder = model.base_model.encoder
+    layers = encoder.layer
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def embedding_block(model: Any) -> nn.Module:
+    """The module whose output is ``hidden_states[0]``: embeddings after layer norm and dropout."""
+    block = model.base_model.embeddings
+    assert isinstance(block, nn.Module)
+    return block
+
+
+def student_of_layers(teacher: Any, keep: Any, num_layers: int | None) -> Any:
+    """A copy of the teacher that keeps only some of its layers (counted from 1), and everything else."""
+    kept = kept_layers(keep, num_layers, teacher.config.num_hidden_layers)
+    student = copy.deepcopy(teacher)
+    layers = encoder_layers(student)
+    student.base_model.encoder.layer = nn.ModuleList(layers[i - 1] for i in kept)
+    student.config.num_hidden_layers = len(kept)
+    return student.requires_grad_(True).eval()
+
+
+def head_linear(model: Any) -> nn.Linear:
+    """The layer that gives the logits."""
+    size = model.config.num_labels
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == size]
+    return found[-1]
+
+
+def reorder_labels(model: Any, task: Task) -> bool:
+    """Permutes the head so that its labels stand in the task's order. False if the names do not allow it."""
+    own = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
+    wanted = [str(name).lower() for name in task.label_names]
+    if sorted(own) != sorted(wanted):
+        return False
+    order = [own.index(name) for name in wanted]
+    if order != sorted(order):
+        print(f"The teacher's labels {own} are put into the data's order {wanted}.")
+        head = head_linear(model)
+        with torch.no_grad():
+            head.weight.copy_(head.weight[order])
+            if head.bias is not None:
+                head.bias.copy_(head.bias[order])
+    model.config.update({k: v for k, v in task.config_fields().items() if k != "num_labels"})
+    return True
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many numbers a float model has learned."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,31 @@
+"""Keeps the terminal to what is ours: libraries say nothing below an error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+QUIET = (
+    "torchao", "torch.utils._pytree", "lightning.pytorch", "lightning.fabric", "lightning_fabric", "datasets",
+    "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators", "transformers", "httpx", "wandb",
+)  # fmt: skip
+
+
+def silence() -> None:
+    """Call before torch, transformers or lightning are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def silence_transformers() -> None:
+    """Its bars for loading and saving weights; needs transformers, so it comes after ``silence``."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

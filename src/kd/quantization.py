@@ -1,0 +1,336 @@
+"""What quantization does: schemes, prepare (fake quantization), convert, save, load. Only this file imports torchao.
+
+A scheme quantizes linear layers with torchao and embeddings with ``QuantizedEmbedding`` below: torchao's own works on
+the whole table at every call, in training and afterwards. What stays float and why is in the Summary.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.errors import UserError
+
+logging.getLogger("torchao").setLevel(logging.ERROR)  # it announces kernels that it can do without
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+FORMAT_VERSION = 1
+SMALLEST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Weights of ``bits`` bits; ``base`` makes the torchao config of the linear layers from the group size."""
+
+    bits: int
+    base: Callable[[int | None], Any]
+    trainable: bool  # converted logits equal the fake-quantized ones (measured: quantization tests)
+
+
+def int8_dynamic(_group: int | None) -> Any:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+    from torchao.quantization.quant_primitives import MappingType
+
+    return Int8DynamicActivationInt8WeightConfig(act_mapping_type=MappingType.ASYMMETRIC)
+
+
+def int8_dynamic_trained(_group: int | None) -> Any:
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis
+
+    return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
+
+
+def int4_weight_only(group: int | None) -> Any:
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+
+    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group or 32))
+
+
+SCHEMES = {
+    "int8_dynamic": Scheme(8, int8_dynamic, trainable=False),
+    "int8_dynamic_trained": Scheme(8, int8_dynamic_trained, trainable=True),
+    "int4_weight_only": Scheme(4, int4_weight_only, trainable=True),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A file of conf/quant/. Raises UserError for a scheme that does not exist or cannot be trained."""
+
+    name: str
+    scheme: str
+    qat: bool
+    embeddings: bool = True
+    head: bool = False
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise UserError(f"quant.scheme={self.scheme}: known are {', '.join(SCHEMES)}.")
+        if self.qat and not SCHEMES[self.scheme].trainable:
+            good = [name for name, scheme in SCHEMES.items() if scheme.trainable]
+            raise UserError(
+                f"quant.scheme={self.scheme} cannot be trained: what it converts to differs from what was trained. "
+                f"With quant.qat=true take {' or '.join(good)}."
+            )
+
+    @property
+    def base(self) -> Any:
+        return SCHEMES[self.scheme].base(self.group_size)
+
+
+@dataclass
+class Summary:
+    """What was quantized: names, and for each skipped layer the reason."""
+
+    quantized: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.skipped.items():
+            reasons.setdefault(why, []).append(name)
+        why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+        total = len(self.quantized) + len(self.skipped)
+        return f"quantized {len(self.quantized)} of {total} layers, skipped {len(self.skipped)}" + (
+            f" ({why})" if why else ""
+        )
+
+
+# --- embeddings ----------------------------------------------------------------------------------------------------
+
+
+def quantize_rows(rows: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """Symmetric integers of rows ``[N, H]`` and their scales ``[N, H / group]``.
+
+    ``scale = max|x| / (2^(bits-1) - 1)`` of each group, ``q = round(x / scale)``: Q8BERT (Zafrir et al. 2019).
+    """
+    limit = 2 ** (bits - 1) - 1
+    grouped = rows.float().unflatten(-1, (-1, group))
+    scale = (grouped.abs().amax(-1) / limit).clamp(min=SMALLEST_SCALE)
+    return (grouped / scale[..., None]).round().clamp(-limit, limit).to(torch.int8).flatten(-2), scale
+
+
+def dequantize_rows(quantized: Tensor, scale: Tensor) -> Tensor:
+    """``[N, H]`` integers and ``[N, G]`` scales back to float32 ``[N, H]``."""
+    grouped = quantized.unflatten(-1, (scale.shape[-1], -1)).float()
+    return (grouped * scale[..., None]).flatten(-2)
+
+
+class PassGradient(torch.autograd.Function):
+    """Forward: the quantized value. Backward: the gradient as if nothing had been rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, quantized: Tensor) -> Tensor:  # noqa: ARG004
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return gradients[0], None
+
+
+class FakeQuantizedEmbedding(nn.Embedding):
+    """Trains float rows and looks them up rounded. Only the rows of the batch are touched."""
+
+    bits: int
+    group: int
+
+    @classmethod
+    def of(cls, embedding: nn.Embedding, bits: int, group: int) -> FakeQuantizedEmbedding:
+        made = cls(1, 1, padding_idx=None)
+        made.num_embeddings, made.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        made.padding_idx, made.weight = embedding.padding_idx, embedding.weight
+        made.bits, made.group = bits, group
+        return made.train(embedding.training)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = F.embedding(ids, self.weight, self.padding_idx)
+        with torch.no_grad():
+            rounded = dequantize_rows(*quantize_rows(rows, self.bits, self.group)).to(rows.dtype)
+        result: Tensor = PassGradient.apply(rows, rounded)  # type: ignore[no-untyped-call]
+        return result
+
+    def plain(self) -> nn.Embedding:
+        made = nn.Embedding(1, 1)
+        made.num_embeddings, made.embedding_dim = self.num_embeddings, self.embedding_dim
+        made.padding_idx, made.weight = self.padding_idx, self.weight
+        return made.train(self.training)
+
+
+class QuantizedEmbedding(nn.Module):
+    """Integer rows and their scales; looks up first, then turns only those rows into floats."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, rows: int, width: int, group: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(rows, width // group))
+
+    @classmethod
+    def of(cls, embedding: nn.Embedding, bits: int, group: int) -> QuantizedEmbedding:
+        made = cls(1, group, group)
+        made.weight, made.scale = quantize_rows(embedding.weight.detach(), bits, group)
+        return made.train(embedding.training)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return dequantize_rows(F.embedding(ids, self.weight), F.embedding(ids, self.scale))
+
+
+# --- prepare and convert -------------------------------------------------------------------------------------------
+
+
+def layers_to_quantize(model: Any, settings: Settings) -> Summary:
+    """The names of the linear layers and embeddings to quantize. Raises UserError if a group does not divide one."""
+    summary = Summary()
+    inside = f"{model.base_model_prefix}."
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        width = module.weight.shape[-1]
+        if isinstance(module, nn.Embedding) and not settings.embeddings:
+            summary.skipped[name] = "quant.embeddings=false"
+        elif not name.startswith(inside) and not settings.head:
+            summary.skipped[name] = "the head stays float, quant.head=true changes that"
+        elif settings.group_size and width % settings.group_size:
+            raise UserError(
+                f"quant.group_size={settings.group_size} does not divide the width {width} of {name}: "
+                "set quant.group_size to a divisor."
+            )
+        else:
+            summary.quantized.append(name)
+    if not summary.quantized:
+        raise UserError(f"quant={settings.name} found no layer to quantize: {summary}.")
+    return summary
+
+
+def embedding_group(module: nn.Embedding, settings: Settings) -> int:
+    return settings.group_size or module.embedding_dim
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def prepare(model: Any, settings: Settings) -> Summary:
+    """Puts fake quantization into ``model``; its parameters stay the same objects under the same names."""
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import QATConfig
+
+    summary = layers_to_quantize(model, settings)
+    names, bits = set(summary.quantized), SCHEMES[settings.scheme].bits
+    for name, module in list(model.named_modules()):
+        if name in names and isinstance(module, nn.Embedding):
+            replace(model, name, FakeQuantizedEmbedding.of(module, bits, embedding_group(module, settings)))
+    quantize_(
+        model,
+        QATConfig(settings.base, step="prepare"),
+        filter_fn=lambda module, name: isinstance(module, nn.Linear) and name in names,
+    )
+    return summary
+
+
+def without_fake_quantization(model: Any) -> Any:
+    """A plain float copy of a prepared model: its trained weights, unrounded."""
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import QATConfig
+
+    model = copy.deepcopy(model)
+    quantize_(model, QATConfig(None, step="convert"), filter_fn=lambda module, _name: is_fake_linear(module))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FakeQuantizedEmbedding):
+            replace(model, name, module.plain())
+    return model
+
+
+def is_fake_linear(module: nn.Module) -> bool:
+    from torchao.quantization.qat.linear import FakeQuantizedLinear
+
+    return isinstance(module, FakeQuantizedLinear)
+
+
+def convert(model: Any, settings: Settings) -> tuple[Any, Summary]:
+    """A quantized copy of a float or prepared model, in eval mode on the CPU, and what was done."""
+    from torchao.quantization import quantize_
+
+    model = without_fake_quantization(model).to("cpu").eval().requires_grad_(False)
+    summary = layers_to_quantize(model, settings)
+    names, bits = set(summary.quantized), SCHEMES[settings.scheme].bits
+    quantize_(
+        model, settings.base, filter_fn=lambda module, name: isinstance(module, nn.Linear) and name in names
+    )
+    for name, module in list(model.named_modules()):
+        if name in names and isinstance(module, nn.Embedding):
+            replace(model, name, QuantizedEmbedding.of(module, bits, embedding_group(module, settings)))
+    still_float = [n for n in names if not is_quantized(model.get_submodule(n))]
+    assert not still_float, f"not converted: {still_float}"
+    return model, summary
+
+
+def is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, QuantizedEmbedding) or type(getattr(module, "weight", None)) not in (
+        Tensor,
+        nn.Parameter,
+    )
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def save(model: Any, settings: Settings, summary: Summary, directory: Path) -> None:
+    """``model.safetensors`` and ``config.json`` of a converted model; ``load`` gives the same logits."""
+    from safetensors.torch import save_file
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    tensors, metadata = flatten_tensor_state_dict(model.state_dict())
+    save_file({k: v.contiguous() for k, v in tensors.items()}, directory / "model.safetensors", metadata)
+    embeddings = {
+        name: [*module.weight.shape, module.weight.shape[1] // module.scale.shape[1]]
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedEmbedding)
+    }
+    config = model.config.to_diff_dict() | {
+        "architectures": [type(model).__name__],
+        "quantization_config": {
+            "quant_method": "kd",  # stock transformers refuses it by name instead of loading half a model
+            "format_version": FORMAT_VERSION,
+            "bits": SCHEMES[settings.scheme].bits,
+            **asdict(settings),
+            "layers": summary.quantized,
+            "embedding_shapes": embeddings,
+        },
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def load(directory: Path, auto_class: Any) -> Any:
+    """A saved quantized model, on the CPU in eval mode. Raises UserError for a newer format."""
+    from safetensors import safe_open
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory)
+    about = config.quantization_config
+    if about["format_version"] > FORMAT_VERSION:
+        raise UserError(f"{directory} was written by a newer kd (format {about['format_version']}): update kd.")
+    del config.quantization_config
+    model = auto_class.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    for name, shape in about["embedding_shapes"].items():
+        replace(model, name, QuantizedEmbedding(*shape))
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state, left_over = unflatten_tensor_state_dict(tensors, file.metadata())
+    assert not left_over, f"unread tensors: {sorted(left_over)}"
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False)

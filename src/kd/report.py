@@ -1,0 +1,258 @@
+"""Measure, tabulate, draw, write: the teacher, the student and everything made from it, side by side."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kd.datamodule import TextDataModule
+from kd.store import write_text
+from kd.tasks.base import Task
+
+LATENCY_SHAPE = (1, 32)
+THROUGHPUT_SHAPE = (32, 64)
+WARM_UP = 2
+
+
+@dataclass
+class Entry:
+    """One row of the report: a model, which encoding it reads, and what was found out about it."""
+
+    name: str
+    model: Any
+    role: str
+    weights_bytes: int
+    parameters: int
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def logits_of(model: Any, data: TextDataModule, split: str, role: str, device: torch.device, title: str) -> Tensor:
+    """Logits of every row of a split, in the order of the rows, on the CPU."""
+    model.to(device).eval()
+    loader = data.score_loader(split)
+    found: dict[int, Tensor] = {}
+    for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0):
+        inputs = {name: tensor.to(device) for name, tensor in batch[role].items()}
+        for row, logits in zip(batch["rows"].tolist(), model(**inputs).logits.float().cpu(), strict=True):
+            found[row] = logits
+    return torch.stack([found[row] for row in range(len(found))])
+
+
+def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: torch.device) -> None:
+    """Fills in the metrics on validation and test, agreement with the teacher, and retention."""
+    for split in [name for name in ("validation", "test") if name in data.splits]:
+        labels = data.splits[split].labels
+        teacher: Tensor | None = None
+        for entry in entries:
+            where = torch.device("cpu") if entry.role != "teacher" and entry.name.startswith("student-") else device
+            logits = logits_of(entry.model, data, split, entry.role, where, f"Scoring {entry.name} on {split}")
+            teacher = logits if teacher is None else teacher
+            metrics = task.metrics()
+            metrics.update(logits, labels)
+            entry.figures[split] = {name: float(value) for name, value in metrics.compute().items()}
+            entry.figures[f"{split}_agreement"] = task.agreement(logits, teacher)
+            best = entries[0].figures[split][task.select]
+            entry.figures[f"{split}_retention"] = entry.figures[split][task.select] / best if best else 0.0
+
+
+def measure(entries: Sequence[Entry], seconds: float) -> None:
+    """Fills in latency (p50 and p95, batch 1 x 32) and throughput (batch 32 x 64), on the CPU.
+
+    One process, the same threads, the models taking turns; medians, because single timings are noisy. A turn is at
+    least one call; the time is shared between the two shapes and bounded by ``seconds`` but for one turn each.
+    """
+    for shape in (LATENCY_SHAPE, THROUGHPUT_SHAPE):
+        calls = [timed_call(entry.model, shape) for entry in entries]
+        times = take_turns(calls, seconds / 2, "x".join(map(str, shape)))
+        for entry, spent in zip(entries, times, strict=True):
+            if shape == LATENCY_SHAPE:
+                entry.figures["latency_ms_p50"] = 1000 * statistics.median(spent)
+                entry.figures["latency_ms_p95"] = 1000 * torch.tensor(spent).quantile(0.95).item()
+            else:
+                entry.figures["rows_per_second"] = shape[0] / statistics.median(spent)
+
+
+def timed_call(model: Any, shape: tuple[int, int]) -> Callable[[], float]:
+    model.to("cpu").eval()
+    generator = torch.Generator().manual_seed(0)
+    length = min(shape[1], model.config.max_position_embeddings)
+    ids = torch.randint(5, model.config.vocab_size, (shape[0], length), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    @torch.no_grad()
+    def call() -> float:
+        start = time.perf_counter()
+        model(**inputs)
+        return time.perf_counter() - start
+
+    return call
+
+
+def take_turns(calls: Sequence[Callable[[], float]], seconds: float, title: str) -> list[list[float]]:
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    for call in calls:
+        for _ in range(WARM_UP):
+            call()
+    with tqdm(total=round(seconds), desc=f"Measuring {title}", unit="s", leave=False) as bar:
+        while not times[0] or (time.perf_counter() < end and len(times[0]) < 1000):
+            for call, spent in zip(calls, times, strict=True):
+                spent.append(call())
+            bar.update(max(0, min(bar.total, round(seconds - (end - time.perf_counter()))) - bar.n))
+    return times
+
+
+COLUMNS: list[tuple[str, Callable[[dict[str, Any], str], Any], str]] = [
+    ("validation", lambda f, select: f["validation"][select], "{:.4f}"),
+    ("test", lambda f, select: f["test"][select], "{:.4f}"),
+    ("retention", lambda f, _: 100 * f.get("test_retention", f["validation_retention"]), "{:.1f} %"),
+    ("agreement", lambda f, _: 100 * f.get("test_agreement", f["validation_agreement"]), "{:.1f} %"),
+    ("parameters", lambda f, _: f["parameters"] / 1e6, "{:.2f} M"),
+    ("weights", lambda f, _: f["weights_bytes"] / 1e6, "{:.2f} MB"),
+    ("p50 1x32", lambda f, _: f["latency_ms_p50"], "{:.2f} ms"),
+    ("p95 1x32", lambda f, _: f["latency_ms_p95"], "{:.2f} ms"),
+    ("rows/s 32x64", lambda f, _: f["rows_per_second"], "{:.0f}"),
+]
+
+
+def cells(figures: dict[str, Any], select: str) -> list[str]:
+    row = []
+    for _, get, form in COLUMNS:
+        try:
+            row.append(form.format(get(figures, select)))
+        except KeyError:  # not measured, or no test labels
+            row.append("–")
+    return row
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)], *rows]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        + " |"
+        for line in lines
+    )  # fmt: skip
+
+
+def table(report: dict[str, Any]) -> str:
+    header = ["", *(name for name, _, _ in COLUMNS)]
+    rows = [[name, *cells(figures, report["select"])] for name, figures in report["models"].items()]
+    return markdown_table(header, rows)
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """What the figures say, the unwelcome included."""
+    models, select = report["models"], report["select"]
+    names = list(models)
+    student, last = models["student"], models[names[-1]]
+    split = "test" if "test" in student else "validation"
+    text = (
+        f"The student keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select} with "
+        f"{models['teacher']['weights_bytes'] / student['weights_bytes']:.1f} times fewer bytes of weights."
+    )
+    if last is student:
+        return text
+    change = 100 * (last[split][select] - student[split][select])
+    text += (
+        f" {names[-1]} takes {100 * last['weights_bytes'] / student['weights_bytes']:.0f} % of the float student's "
+        f"bytes at {change:+.2f} points."
+    )
+    if "latency_ms_p50" in last:
+        ratio = last["latency_ms_p50"] / student["latency_ms_p50"]
+        if ratio > 1:
+            text += (
+                f" It is {ratio:.1f} times slower than float at batch 1 on this CPU: torchao's eager kernels save "
+                "bytes there, not time."
+            )
+        else:
+            text += f" At batch 1 it takes {ratio:.2f} of the float student's time."
+    return text
+
+
+def model_card(report: dict[str, Any], name: str) -> str:
+    """The README.md of an artefact, in the hub's form."""
+    names = report["names"]
+    loading = (
+        f'import kd\n\nkd.load("{name}").predict("a text")'
+        if name != "student"
+        else "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        'model = AutoModelForSequenceClassification.from_pretrained("student")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("student")'
+    )
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags: [knowledge-distillation, kd]\n---\n\n"
+        f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} with "
+        f"method {names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
+        f"```python\n{loading}\n```\n\n{table(report)}\n\nThe licences of the data and of the teacher's weights apply.\n"
+    )
+
+
+def write(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], directory: Path) -> None:
+    """``report.md``, ``report.png`` and, last, ``report.json``: a run that has it is finished."""
+    draw(report, curves, directory / "report.png")
+    settings = "\n".join(f"- {key}: {value}" for key, value in report["about"].items())
+    write_text(
+        directory / "report.md",
+        f"# {report['title']}\n\n{table(report)}\n\n{sentence(report)}\n\n{settings}\n\n![report](report.png)\n",
+    )
+    write_text(directory / "report.json", json.dumps(report | {"curves": curves}, indent=2))
+
+
+def draw(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Left: each loss term over the steps. Right: score against latency, the area of a point its bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    for name, points in curves.items():
+        steps, values = zip(*points, strict=True)
+        short = name.removeprefix("train/loss/")
+        total = name == "train/loss"
+        left.plot(steps, smoothed(values), label="weighted sum" if total else short, lw=2 if total else 1.2)
+    left.set(xlabel="step", ylabel="loss (running mean)", title="Loss terms, unweighted")
+    left.grid(alpha=0.3)
+    if curves:
+        left.set_yscale("log")
+        left.legend()
+    scatter(right, report)
+    figure.suptitle(report["title"])
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def smoothed(values: Sequence[float], span: int = 10) -> list[float]:
+    return [statistics.fmean(values[max(0, i - span + 1) : i + 1]) for i in range(len(values))]
+
+
+def scatter(axes: Any, report: dict[str, Any]) -> None:
+    models, select = report["models"], report["select"]
+    measured = all("latency_ms_p50" in figures for figures in models.values())
+    largest = max(figures["weights_bytes"] for figures in models.values())
+    split = "test" if all("test" in figures for figures in models.values()) else "validation"
+    for i, (name, figures) in enumerate(models.items()):
+        x = figures["latency_ms_p50"] if measured else figures["weights_bytes"] / 1e6
+        size = 60 + 900 * figures["weights_bytes"] / largest
+        label = f"{name}, {figures['weights_bytes'] / 1e6:.1f} MB"
+        axes.scatter(x, figures[split][select], s=size, alpha=0.6, color=f"C{i}")
+        axes.scatter([], [], s=60, alpha=0.6, color=f"C{i}", label=label)
+    axes.set(
+        xlabel="latency, batch 1 × 32 tokens, ms (p50)" if measured else "weights file, MB",
+        ylabel=f"{split} {select}", title=f"{split.capitalize()} {select}; area: bytes of the weights file",
+    )  # fmt: skip
+    axes.margins(0.25)
+    axes.set_xscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="best")

@@ -1,0 +1,66 @@
+"""Signals: names of tensors that losses ask a model for, and the Recorder that takes them in one forward pass.
+
+``logits``, ``embedding`` (the output of the embedding block), ``hidden/k`` ``[B, L, H]`` (transformers'
+``hidden_states[k]``: 0 is the embedding output, layers count from 1) and ``cls/k`` ``[B, H]``, its first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd.errors import UserError
+from kd.models import embedding_block, encoder_layers
+
+KINDS = ("hidden", "cls")
+
+
+def layer_of(signal: str, layers: int) -> int | None:
+    """The layer a signal is taken from; None for ``logits``. Raises UserError if there is no such signal."""
+    if signal == "logits":
+        return None
+    if signal == "embedding":
+        return 0
+    kind, _, number = signal.partition("/")
+    if kind not in KINDS or not number.isdigit() or int(number) > layers:
+        raise UserError(
+            f"Signal {signal!r}: known are logits, embedding, hidden/k and cls/k, with k from 0 to {layers} here."
+        )
+    return int(number)
+
+
+class Recorder:
+    """Runs a model and returns exactly the signals asked for, taken by forward hooks.
+
+    Hooks work with every attention backend and keep no other layer's output alive.
+    """
+
+    def __init__(self, model: Any, signals: Iterable[str]) -> None:
+        self.model = model
+        self.signals = sorted(set(signals))
+        count = model.config.num_hidden_layers
+        self.layers = {signal: layer_of(signal, count) for signal in self.signals}
+
+    def module_of(self, layer: int) -> nn.Module:
+        return embedding_block(self.model) if layer == 0 else encoder_layers(self.model)[layer - 1]
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        hidden: dict[int, Tensor] = {}
+        handles = []
+        for layer in {layer for layer in self.layers.values() if layer is not None}:
+
+            def keep(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
+                hidden[layer] = output[0] if isinstance(output, tuple) else output
+
+            handles.append(self.module_of(layer).register_forward_hook(keep))
+        try:
+            logits = self.model(**inputs).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {
+            signal: logits if layer is None else hidden[layer][:, 0] if signal.startswith("cls") else hidden[layer]
+            for signal, layer in self.layers.items()
+        }

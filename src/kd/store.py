@@ -1,0 +1,197 @@
+"""A name becomes files on this disk: the store first, the hub's cache next, then a download.
+
+Also what keeps stored things right: content keys, locks, and directories that appear whole or not at all.
+Nothing heavy is imported, so a missing file is named before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from kd.errors import UserError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PROBE_SECONDS = 2.0
+SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Something to be found by name: a ``model`` or a ``dataset`` (the hub's words for them)."""
+
+    kind: str
+    name: str
+    hub_id: str | None
+    store: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.store / ("models" if self.kind == "model" else "data") / self.name
+
+    @property
+    def fix(self) -> str:
+        """The command that brings it."""
+        option = "--repo-type dataset " if self.kind == "dataset" else ""
+        return f"hf download {option}{self.hub_id}"
+
+
+def weights_file(directory: Path) -> Path | None:
+    return next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+
+
+def split_files(directory: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split, by how their names begin (``dev.parquet``, ``train-00000-of-00001.parquet``)."""
+    files = sorted(directory.rglob("*.parquet"))
+    return {
+        split: [file for file in files if file.stem.split("-")[0] in prefixes]
+        for split, prefixes in SPLITS.items()
+    }
+
+
+def complete(kind: str, directory: Path) -> bool:
+    if kind == "model":
+        return (directory / "config.json").is_file() and weights_file(directory) is not None
+    found = split_files(directory)
+    return bool(found["train"] and found["validation"])
+
+
+def find(wanted: Wanted) -> Path | None:
+    """Where the thing lies on this disk, or None. Opens no connection."""
+    if complete(wanted.kind, wanted.directory):
+        return wanted.directory
+    if wanted.hub_id is None:
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(wanted.hub_id, repo_type=wanted.kind, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return snapshot if complete(wanted.kind, snapshot) else None
+
+
+def hub_address() -> tuple[str, int]:
+    """Host and port that a connection to the hub would go to: a proxy's, if one is set."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    proxy = next((os.environ[k] for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(k)), None)
+    address = urlparse(proxy or endpoint)
+    return address.hostname or "huggingface.co", address.port or (443 if address.scheme == "https" else 80)
+
+
+def hub_reachable(seconds: float = PROBE_SECONDS) -> bool:
+    """Whether the hub can be asked: one attempt, bounded also where name look-ups or packets are dropped."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    reached = threading.Event()
+
+    def probe() -> None:
+        with contextlib.suppress(OSError), socket.create_connection(hub_address(), timeout=seconds):
+            reached.set()
+
+    thread = threading.Thread(target=probe, daemon=True)  # a look-up that hangs must not hold the program
+    thread.start()
+    thread.join(seconds)
+    return reached.is_set()
+
+
+def require(wanted: list[Wanted]) -> None:
+    """Raises UserError, in one paragraph for all, if something is neither on the disk nor to be had."""
+    missing = [item for item in wanted if find(item) is None]
+    if not missing or (all(item.hub_id for item in missing) and hub_reachable()):
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    what = " and ".join(f"the {item.kind} {item.name} ({item.hub_id or 'on no hub'})" for item in missing)
+    where = ", ".join(str(item.directory) for item in missing)
+    fixes = "\n".join(f"  {item.fix}" for item in missing if item.hub_id)
+    raise UserError(
+        f"Missing: {what}. Looked in {where}, then in the hub's cache {HF_HUB_CACHE}; "
+        f"{hub_address()[0]} cannot be reached from here{offline}. With a network, fetch once:\n{fixes}\n"
+        f"or copy config.json, model.safetensors and the tokenizer (a data set: train.parquet and dev.parquet) "
+        f"into the directory named for it (KD_STORE moves them). Without any weights: teacher.weights=random "
+        f"student.weights=random tries the machinery, and experiment=demo runs all of it on made-up text."
+    )
+
+
+def fetch(wanted: Wanted) -> Path:
+    """The directory of the thing, downloaded through the hub's client if it is not on the disk."""
+    found = find(wanted)
+    if found is not None:
+        return found
+    require([wanted])
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.parquet"] if wanted.kind == "dataset" else ["*.json", "*.txt", "model.safetensors"]
+    print(f"Downloading {wanted.hub_id} ...")
+    try:
+        path = Path(snapshot_download(wanted.hub_id, repo_type=wanted.kind, allow_patterns=patterns))
+        if wanted.kind == "model" and weights_file(path) is None:  # older repositories
+            path = Path(snapshot_download(wanted.hub_id, allow_patterns=["pytorch_model.bin"]))
+    except Exception as error:  # the client raises many kinds; each means that the download failed
+        raise UserError(f"Downloading {wanted.hub_id} failed: {error}. Try again, or: {wanted.fix}") from error
+    if not complete(wanted.kind, path):
+        raise UserError(f"{wanted.hub_id} was downloaded to {path} but lacks what a {wanted.kind} needs.")
+    return path
+
+
+def content_key(**parts: Any) -> str:
+    """A short hash of everything given; equal parts give equal keys on every machine."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def directory_hash(directory: Path) -> str:
+    """A hash of the contents of all files of a model directory."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    return content_key(**{path.name: file_hash(path) for path in files})
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock beside ``path``: a second process waits until the first has made it."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory that becomes ``path`` when the block ends well; an interrupted one is never ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
+    unfinished.chmod(0o755)
+    try:
+        yield unfinished
+        if path.exists():
+            shutil.rmtree(path)
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

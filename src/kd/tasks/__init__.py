@@ -1,0 +1,6 @@
+"""One file per task family."""
+
+from kd.tasks.base import Task
+from kd.tasks.classification import Classification
+
+__all__ = ["Classification", "Task"]

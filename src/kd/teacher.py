@@ -1,0 +1,132 @@
+"""The teacher stage: a model that knows the task, checked, and kept for every later run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kd.datamodule import TextDataModule
+from kd.errors import UserError
+from kd.fit import FitSettings, fit
+from kd.losses import HardLabelLoss
+from kd.models import Loaded, load_model, reorder_labels
+from kd.store import content_key, locked, new_directory, write_text
+from kd.tasks.base import Task
+
+FORMAT = 1  # of a kept teacher; part of its key
+
+
+@dataclass
+class FineTune:
+    """The ``teacher.fine_tune`` block of the configuration."""
+
+    when: str
+    epochs: int
+    max_steps: int
+    batch_size: int
+    lr: float
+    seed: int
+
+    def wanted(self, has_head: bool, weights: str) -> bool:
+        return self.when == "always" or (self.when == "auto" and not has_head and weights != "random")
+
+
+def teacher_key(identity: str, data: TextDataModule, task: Task, tune: FineTune, settings: FitSettings) -> str:
+    """Everything that determines the fine-tuned weights, but the machine."""
+    optimizer = settings.optimizer
+    assert isinstance(optimizer, functools.partial)
+    return content_key(
+        weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__, tune=vars(tune),
+        optimizer=[f"{optimizer.func.__module__}.{optimizer.func.__qualname__}", optimizer.keywords],
+        schedule=[settings.schedule_name, settings.warmup], format=FORMAT,
+        precision=settings.trainer["precision"], clip=settings.trainer["gradient_clip_val"],
+    )  # fmt: skip
+
+
+def fine_tuned(
+    loaded: Loaded, identity: str, name: str, tokenizer: Any, task: Task, data: TextDataModule, tune: FineTune,
+    settings: FitSettings, cache: Path, loggers: Callable[[], Sequence[Any]],
+) -> Any:  # fmt: skip
+    """The model fine-tuned on the task, from the cache if an earlier run did it. ``data`` is the teacher's own."""
+    settings = replace(
+        settings,
+        seed=tune.seed,
+        optimizer=functools.partial(settings.optimizer, lr=tune.lr),
+        trainer=settings.trainer
+        | {"max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1},
+    )
+    kept = cache / "teachers" / f"{name}-{data.data.name}-{teacher_key(identity, data, task, tune, settings)}"
+    with locked(kept):
+        if (kept / "kd.json").is_file():
+            try:
+                model = load_model(kept, task).model
+                print(f"Teacher: fine-tuned earlier, from {kept}")
+                return model
+            except Exception as error:  # whatever is wrong with the files: they can be made again
+                print(f"Teacher: {kept} cannot be read ({type(error).__name__}: {error}); fine-tuning anew.")
+        model = loaded.model
+        loss = HardLabelLoss(weight=1.0)
+        loss.setup(model.config, model.config, task)
+        with new_directory(kept) as unfinished:
+            fitted = fit(
+                model.requires_grad_(True), task, {"hard": loss}, None, data, settings, unfinished,
+                f"Fine-tuning the teacher {name}", loggers(),
+            )  # fmt: skip
+            model = fitted.module.student.to("cpu").eval()
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            for file in (unfinished / "checkpoints").iterdir():
+                file.unlink()
+            (unfinished / "checkpoints").rmdir()
+            about = {"validation": fitted.best_score, "steps": fitted.steps, "seconds": round(fitted.seconds, 1)}
+            write_text(unfinished / "kd.json", json.dumps(about, indent=2))
+        print(f"Teacher: fine-tuned in {fitted.seconds:.0f} s, kept in {kept}")
+        return model
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927), right also near 0 and 1 and for few rows."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return centre - half, centre + half
+
+
+def check_labels(model: Any, task: Task, gate: bool) -> None:
+    """The head's labels are the data's, by name; a mere other order is mended."""
+    if model.config.num_labels != len(task.label_names):
+        raise UserError(
+            f"The teacher's head has {model.config.num_labels} labels, the data {len(task.label_names)} "
+            f"({', '.join(task.label_names)}): take a teacher of this task, or teacher.fine_tune.when=always on "
+            "weights without a head."
+        )
+    if not reorder_labels(model, task) and gate:
+        own = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        raise UserError(
+            f"The teacher's labels are {own}, the data's {task.label_names}: by name it cannot be seen which is which. "
+            "Correct id2label in the teacher's config.json, or teacher.gate=false to take them in the order they stand."
+        )
+
+
+def check_score(score: float, labels: Tensor, task: Task, gate: bool) -> None:
+    """The gate: the teacher must beat the score that needs no model, beyond chance."""
+    chance, meaning = task.chance(labels)
+    low, high = wilson_interval(score, len(labels))
+    if low > chance:
+        return
+    text = (
+        f"The teacher's validation {task.select} is {score:.4f} (95 % interval {low:.4f} to {high:.4f} on "
+        f"{len(labels)} rows); {meaning} gives {chance:.4f}."
+    )
+    if gate:
+        raise UserError(
+            f"{text} It has nothing to teach. Train it longer (teacher.fine_tune.epochs, .lr, data.limit), take "
+            "another one, or teacher.gate=false to go on all the same."
+        )
+    print(f"{text} Going on, for teacher.gate=false.")
