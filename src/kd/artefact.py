@@ -68,7 +68,9 @@ def finish(directory: Path, tokenizer: Any, max_length: int) -> int:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(directory)
-    return (directory / "model.safetensors").stat().st_size
+    weights = directory / "model.safetensors"
+    weights.chmod(0o644)  # safetensors makes it readable for its owner alone
+    return weights.stat().st_size
 
 
 def load(directory: str | Path) -> Artefact:

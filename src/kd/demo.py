@@ -44,28 +44,24 @@ def clause(draw: random.Random, depth: int) -> tuple[str, bool]:
     """A clause and whether it speaks well of its thing."""
     if depth > 0:
         inner, good = clause(draw, depth - 1)
-        if draw.random() < 0.5:
+        if draw.random() < 0.3:  # below one half: single words say something, the whole says more
             return f"{draw.choice(FLIP)} {inner}", not good
         return f"{draw.choice(SAME)} {inner}", good
     good = draw.random() < 0.5
     words = GOOD if good else BAD
     word = words[min(int(draw.expovariate(1 / 18)), len(words) - 1)]  # the last of each list are rare
-    negated = draw.random() < 0.4
+    negated = draw.random() < 0.25
     verb = draw.choice(["was not", "was never", "was hardly"]) if negated else "was"
     return f"the {draw.choice(THINGS)} {verb} {draw.choice(ADVERBS)}{word}", good != negated
 
 
 def review(draw: random.Random) -> tuple[str, int]:
     """A text and its label, 1 for a good opinion."""
-    depth = draw.choice([0, 1, 1, 2])
-    text, good = clause(draw, depth)
+    text, good = clause(draw, draw.choice([0, 0, 1, 2]))
     joint = draw.random()
     if joint < 0.3:
-        other, _ = clause(draw, draw.choice([0, 0, 1]))
-        return f"{other} but {text}", int(good)
-    if joint < 0.6:
-        other, _ = clause(draw, draw.choice([0, 0, 1]))
-        return f"{text} although {other}", int(good)
+        other, _ = clause(draw, 0)
+        text = f"{other} but {text}" if joint < 0.15 else f"{text} although {other}"
     return text, int(good)
 
 

@@ -227,7 +227,7 @@ class Logs:
         import wandb
 
         if self.wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=exit_code, quiet=True)
+            wandb.finish(exit_code=exit_code)
         self.wandb = None
 
     def report(self, finished: dict[str, Any], student: Path) -> None:
