@@ -82,6 +82,8 @@ def variants(overrides: list[Override]) -> Iterator[list[Override]]:
 def check_groups(overrides: list[Override]) -> None:
     for override in overrides:
         key, value = override.key_or_group, override.value()
+        if isinstance(value, dict):
+            raise UserError(f"{override.input_line}: name a file of conf/{key}/, and set its keys singly: {key}.KEY=VALUE.")
         names = value if isinstance(value, list) else [value]
         for name in names:
             known = options(key)

@@ -302,9 +302,11 @@ def save(model: Any, settings: Settings, summary: Summary, directory: Path) -> N
     }
     config = model.config.to_diff_dict() | {
         "architectures": [type(model).__name__],
+        "model_type": "kd-quantized",  # stock transformers refuses it by name; else it would load half a model
         "quantization_config": {
-            "quant_method": "kd",  # stock transformers refuses it by name instead of loading half a model
+            "quant_method": "kd",
             "format_version": FORMAT_VERSION,
+            "model_type": model.config.model_type,
             "bits": SCHEMES[settings.scheme].bits,
             **asdict(settings),
             "layers": summary.quantized,
@@ -320,11 +322,11 @@ def load(directory: Path, auto_class: Any) -> Any:
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(directory)
-    about = config.quantization_config
+    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    about = stored.pop("quantization_config")
     if about["format_version"] > FORMAT_VERSION:
         raise UserError(f"{directory} was written by a newer kd (format {about['format_version']}): update kd.")
-    del config.quantization_config
+    config = AutoConfig.for_model(about["model_type"], **{k: v for k, v in stored.items() if k != "model_type"})
     model = auto_class.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
     for name, shape in about["embedding_shapes"].items():
         replace(model, name, QuantizedEmbedding(*shape))
