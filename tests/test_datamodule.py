@@ -88,7 +88,11 @@ def test_a_broken_cache_file_is_named_and_rebuilt(
 
 def test_limit_cuts_training_rows_only(text: TextData, tmp_path: Path) -> None:
     data = TextDataModule(text, {"student": text.tokenizer}, tmp_path, limit=50)
-    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 50, "validation": 1000, "test": 1000}
+    assert {name: len(rows) for name, rows in data.splits.items()} == {
+        "train": 50,
+        "validation": 1000,
+        "test": 1000,
+    }
 
 
 def test_cut_texts_are_counted(text: TextData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from kd import store
 from kd.check import CHOICES, check_before_loading, check_values, contradictions
 from kd.errors import UserError
 from kd.launch import check_command_line, compose, conf_dir, flat, options, plain
@@ -140,8 +139,14 @@ def test_every_default_is_commented() -> None:
     [
         (["teacher=tiny_demo", "teacher.fine_tune.when=auto", "data=demo"], "cannot pass the gate"),
         (["data=demo", "data.max_length=100", "teacher=tiny_demo"], "set data.max_length=64 or less"),
-        (["student.weights=random", "teacher.weights=random", "teacher.gate=false"], "neither brings a tokenizer"),
-        (["student=tiny_demo", "quant=int4", "quant.group_size=64"], "quant.group_size=64 does not divide hidden_size=96"),
+        (
+            ["student.weights=random", "teacher.weights=random", "teacher.gate=false"],
+            "neither brings a tokenizer",
+        ),
+        (
+            ["student=tiny_demo", "quant=int4", "quant.group_size=64"],
+            "quant.group_size=64 does not divide hidden_size=96",
+        ),
         (["trainer=cpu", "trainer.precision=16-mixed"], "needs a GPU"),
     ],
 )
@@ -166,7 +171,7 @@ def test_the_flagship_without_weights_or_network_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(store.socket, "create_connection", lambda *_, **__: time.sleep(60))  # packets dropped
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: time.sleep(60))  # packets dropped
     cfg = compose([f"paths.store={tmp_path}"])
     start = time.perf_counter()
     with pytest.raises(UserError) as caught:

@@ -128,7 +128,9 @@ def test_padding_changes_no_loss(data: TextDataModule) -> None:
             role: Recorder(m, [s for loss in losses.values() for s in getattr(loss, f"{role}_signals")])(**padded[role])
             for role, m in (("student", student), ("teacher", teacher))
         }
-        found.append([float(loss(signals["student"], signals["teacher"], padded)[0].detach()) for loss in losses.values()])
+        found.append(
+            [float(loss(signals["student"], signals["teacher"], padded)[0].detach()) for loss in losses.values()]
+        )
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 

@@ -66,8 +66,14 @@ def test_v1_high_temperature_is_half_the_centred_logit_error() -> None:
 
 @pytest.mark.parametrize(("dtype", "within"), DTYPES)
 def test_v2_patient(dtype: torch.dtype, within: float) -> None:
-    student = {"cls/1": torch.tensor([[3.0, 4.0]], dtype=dtype), "cls/2": torch.tensor([[1.0, 0.0]], dtype=dtype)}
-    teacher = {"cls/1": torch.tensor([[0.0, 5.0]], dtype=dtype), "cls/2": torch.tensor([[1.0, 1.0]], dtype=dtype)}
+    student = {
+        "cls/1": torch.tensor([[3.0, 4.0]], dtype=dtype),
+        "cls/2": torch.tensor([[1.0, 0.0]], dtype=dtype),
+    }
+    teacher = {
+        "cls/1": torch.tensor([[0.0, 5.0]], dtype=dtype),
+        "cls/2": torch.tensor([[1.0, 1.0]], dtype=dtype),
+    }
     rows = [float(patient_distance(student[f"cls/{i}"], teacher[f"cls/{i}"])) for i in (1, 2)]
     assert abs(rows[0] - 0.4) < within
     assert abs(rows[1] - 0.58578644) < within
@@ -99,8 +105,9 @@ def test_v3_hidden(dtype: torch.dtype, within: float) -> None:
 def test_projection_comes_before_the_error() -> None:
     loss = HiddenLoss(1.0, layers="uniform")
     loss.setup(config(1, 2), config(1, 3), Classification(["a", "b"]))
+    (weight,) = loss.parameters()
     with torch.no_grad():
-        loss.projections[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]))
+        weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]))
     value, count = loss(
         {"hidden/1": torch.tensor([[[1.0, 2.0]]])}, {"hidden/1": torch.tensor([[[1.0, 1.0, 0.0]]])},
         {"student": {"attention_mask": torch.ones(1, 1)}},
@@ -126,7 +133,10 @@ def random_signals(seed: int, batch: int = 4, length: int = 6, width: int = 8) -
 
 def mask_of(length: int = 6) -> dict[str, Any]:
     lengths = torch.tensor([[6], [3], [2], [5]])
-    return {"student": {"attention_mask": (torch.arange(length) < lengths).long()}, "labels": torch.zeros(4).long()}
+    return {
+        "student": {"attention_mask": (torch.arange(length) < lengths).long()},
+        "labels": torch.zeros(4).long(),
+    }
 
 
 @pytest.mark.parametrize("loss", made(), ids=lambda loss: type(loss).__name__)

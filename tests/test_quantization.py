@@ -32,7 +32,10 @@ def settings(name: str, **changes: Any) -> Settings:
 def inputs() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 200, (6, 12), generator=generator)
-    return {"input_ids": ids, "attention_mask": (torch.arange(12) < torch.tensor([[12], [3], [7], [5], [9], [2]])).long()}
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(12) < torch.tensor([[12], [3], [7], [5], [9], [2]])).long(),
+    }
 
 
 @torch.enable_grad()
@@ -44,7 +47,7 @@ def trained(name: str) -> Any:
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
     for _ in range(6):
         student.train()
-        nn.functional.cross_entropy(student(**inputs()).logits, labels).backward()
+        nn.functional.cross_entropy(student(**inputs()).logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
@@ -147,7 +150,7 @@ def test_embeddings_look_up_first_and_learn_only_the_rows_used() -> None:
         seen.append(rows.shape)
         return real(rows, bits, group)
 
-    quantization.quantize_rows = spy  # type: ignore[assignment]
+    quantization.quantize_rows = spy
     try:
         fake(torch.tensor([[3, 5, 3]])).sum().backward()
     finally:

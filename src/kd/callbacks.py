@@ -24,8 +24,15 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = int(trainer.estimated_stepping_batches)
-        quiet = {} if sys.stderr.isatty() else {"mininterval": 30.0, "maxinterval": 60.0}
-        self.bar = tqdm(total=total, desc=self.title, unit="step", disable=not trainer.is_global_zero, **quiet)
+        seconds = 0.1 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(
+            total=total,
+            desc=self.title,
+            unit="step",
+            disable=not trainer.is_global_zero,
+            mininterval=seconds,
+            maxinterval=2 * seconds,
+        )
         self.bar.update(trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -48,11 +55,12 @@ class LossWatch(Callback):
     Reads the device at logging intervals only, and before anything is saved.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
         self.curves: dict[str, list[tuple[int, float]]] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % self.interval == 0:
             self.check(pl_module)
             for name, value in trainer.logged_metrics.items():
                 if name.startswith("train/loss"):

@@ -104,7 +104,7 @@ def student_keep(cfg: DictConfig) -> Any:
 def contradictions(cfg: DictConfig) -> list[str]:
     """One line for each pair of settings that cannot both hold, with the fix."""
     found = []
-    teacher, student, data = cfg.teacher, cfg.student, cfg.data
+    teacher, data = cfg.teacher, cfg.data
     if teacher.weights == "random" and teacher.fine_tune.when != "always" and teacher.gate:
         found.append(
             "teacher.weights=random is not fine-tuned, so it cannot pass the gate: add teacher.gate=false to go on "

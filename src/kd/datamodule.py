@@ -43,9 +43,7 @@ class Encode:
         self.max_length = max_length
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = self.tokenizer(
-            rows["text"], truncation=True, max_length=self.max_length, return_attention_mask=False
-        )
+        encoded = self.tokenizer(rows["text"], truncation=True, max_length=self.max_length, return_attention_mask=False)
         columns = dict(encoded)
         columns["cut"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
         return columns
@@ -111,7 +109,7 @@ class Batches(Sampler[Draw]):
             batches += [pool[i : i + self.size] for i in range(0, len(pool), self.size)]
         if len(batches[-1]) < self.ranks and len(batches) > 1:  # too few rows for every rank to have one
             batches[-2:] = [np.concatenate(batches[-2:])]
-        random.shuffle(batches)  # type: ignore[arg-type]
+        random.shuffle(batches)
         return batches
 
     def __iter__(self) -> Iterator[Draw]:
@@ -162,7 +160,11 @@ class Rows(Dataset[dict[str, Any]]):
             if id(encoding) not in made:  # teacher and student share one encoding
                 made[id(encoding)] = pad(encoding[draw.rows], self.pads[role])
             batch[role] = made[id(encoding)]
-        return batch | {"labels": self.labels[draw.rows], "rows": torch.tensor(draw.rows), "totals": draw.totals}
+        return batch | {
+            "labels": self.labels[draw.rows],
+            "rows": torch.tensor(draw.rows),
+            "totals": draw.totals,
+        }
 
 
 def pad(columns: dict[str, list[Any]], pad_id: int) -> dict[str, Tensor]:

@@ -16,7 +16,5 @@ def nearest(word: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if not close:  # a wrong prefix hides a good match: compare the last parts too
         tails = {name.rsplit(".", 1)[-1]: name for name in names}
-        close = [
-            tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7)
-        ]
+        close = [tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7)]
     return f" Did you mean {close[0]!r}?" if close else ""

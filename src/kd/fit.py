@@ -78,7 +78,7 @@ def fit(
     """Trains ``student`` in place and leaves its best validated weights in it."""
     L.seed_everything(settings.seed, verbose=False)
     module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule)
-    watch = LossWatch()
+    watch = LossWatch(settings.trainer["log_every_n_steps"])
     checkpoint = ModelCheckpoint(
         directory / "checkpoints", filename="best-step{step}", auto_insert_metric_name=False,
         monitor=f"val/{task.select}", mode="max",
@@ -98,9 +98,7 @@ def fit(
         enable_model_summary=False,
     )
     batches = len(data.batches(ranks=trainer.world_size))  # known only now
-    trainer.val_check_interval = validation_interval(
-        batches, options["max_epochs"], options["max_steps"], accumulate
-    )
+    trainer.val_check_interval = validation_interval(batches, options["max_epochs"], options["max_steps"], accumulate)
     start = time.perf_counter()
     trainer.fit(module, datamodule=data)
     seconds = time.perf_counter() - start

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -69,9 +70,7 @@ def variants(overrides: list[Override]) -> Iterator[list[Override]]:
     choices = []
     for override in overrides:
         if override.is_choice_sweep():
-            lines = [
-                f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()
-            ]
+            lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
             choices.append(parser.parse_overrides(lines))
         elif not override.is_sweep_override():
             choices.append([override])
@@ -83,7 +82,9 @@ def check_groups(overrides: list[Override]) -> None:
     for override in overrides:
         key, value = override.key_or_group, override.value()
         if isinstance(value, dict):
-            raise UserError(f"{override.input_line}: name a file of conf/{key}/, and set its keys singly: {key}.KEY=VALUE.")
+            raise UserError(
+                f"{override.input_line}: name a file of conf/{key}/, and set its keys singly: {key}.KEY=VALUE."
+            )
         names = value if isinstance(value, list) else [value]
         for name in names:
             known = options(key)
@@ -124,16 +125,14 @@ def elsewhere(key: str) -> str:
 
 
 def check_type(key: str, value: Any, default: Any) -> None:
-    if isinstance(default, str) and default.startswith("${") or default is None:
+    if (isinstance(default, str) and default.startswith("${")) or default is None:
         return
     wanted: tuple[type, ...] = (type(default),)
     word = {bool: "true or false", int: "a whole number", float: "a number", dict: "a group of settings"}
     if isinstance(default, float):
         wanted = (float, int)
     if type(default) in word and (not isinstance(value, wanted) or (type(value) is bool) != (wanted[0] is bool)):
-        raise UserError(
-            f"{key}={value}: {key} is {word[type(default)]}, its default is {str(default).lower()}."
-        )
+        raise UserError(f"{key}={value}: {key} is {word[type(default)]}, its default is {str(default).lower()}.")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -165,6 +164,8 @@ def check_command_line(lines: list[str]) -> None:
 
 def run_one(cfg: DictConfig, failures: list[str]) -> float | None:
     """One job. An error of the user's is printed as a paragraph and noted; a defect shows its traceback."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # one rank of a job speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         from kd.check import check_before_loading
 

@@ -42,6 +42,9 @@ class DistillationModule(L.LightningModule):
         schedule: from ``(optimizer, steps)`` to a learning-rate scheduler stepped every step.
     """
 
+    teacher: FrozenTeacher | None
+    terms: dict[str, Loss]
+
     def __init__(
         self, student: Any, task: Task, losses: dict[str, Loss], teacher: FrozenTeacher | None,
         optimizer: Callable[..., torch.optim.Optimizer],
@@ -50,7 +53,8 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         self.student = student
         self.task = task
-        self.losses = nn.ModuleDict(losses)
+        self.losses = nn.ModuleDict(losses)  # for their projections
+        self.__dict__["terms"] = losses
         self.__dict__["teacher"] = teacher  # past nn.Module's registration
         self.recorder = Recorder(student, ("logits", *(s for loss in losses.values() for s in loss.student_signals)))
         self.metrics = task.metrics()
@@ -67,7 +71,7 @@ class DistillationModule(L.LightningModule):
         student = self.recorder(**batch["student"])
         teacher = {} if self.teacher is None else self.teacher(batch["teacher"])
         total = torch.zeros((), device=self.device)
-        for name, loss in self.losses.items():
+        for name, loss in self.terms.items():
             value, count = loss(student, teacher, batch)
             self.note(name, value / count)
             total = total + loss.weight * value / batch["totals"][loss.unit]
@@ -90,7 +94,10 @@ class DistillationModule(L.LightningModule):
         self.metrics.reset()
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
         self.log("train/grad_norm", norm)

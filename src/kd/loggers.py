@@ -44,11 +44,13 @@ def wandb_logger(
     directory: Path, stage: str, config: dict[str, Any], tags: Sequence[str], settings: dict[str, Any]
 ) -> Any:
     """A W&B run of its own for one stage (``job_type``), with the resolved configuration."""
-    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(
-        name=f"{stage}-{directory.name}", save_dir=directory, project=settings["project"], entity=settings["entity"],
+    run = wandb.init(
+        name=f"{stage}-{directory.name}", dir=directory, project=settings["project"], entity=settings["entity"],
         group=settings["group"], job_type=stage, tags=list(tags), config=config,
-        offline=wandb_offline(settings["mode"]),
+        mode="offline" if wandb_offline(settings["mode"]) else "online",
+        settings=wandb.Settings(silent=True, console="off"),
     )  # fmt: skip
+    return WandbLogger(experiment=run)

@@ -52,7 +52,8 @@ def int8_dynamic_trained(_group: int | None) -> Any:
 def int4_weight_only(group: int | None) -> Any:
     from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
-    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group or 32))
+    dtype = torch.int4  # type: ignore[attr-defined]
+    return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerGroup(group or 32))
 
 
 SCHEMES = {
@@ -115,14 +116,14 @@ def quantize_rows(rows: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     ``scale = max|x| / (2^(bits-1) - 1)`` of each group, ``q = round(x / scale)``: Q8BERT (Zafrir et al. 2019).
     """
     limit = 2 ** (bits - 1) - 1
-    grouped = rows.float().unflatten(-1, (-1, group))
+    grouped = rows.float().reshape(*rows.shape[:-1], -1, group)
     scale = (grouped.abs().amax(-1) / limit).clamp(min=SMALLEST_SCALE)
     return (grouped / scale[..., None]).round().clamp(-limit, limit).to(torch.int8).flatten(-2), scale
 
 
 def dequantize_rows(quantized: Tensor, scale: Tensor) -> Tensor:
     """``[N, H]`` integers and ``[N, G]`` scales back to float32 ``[N, H]``."""
-    grouped = quantized.unflatten(-1, (scale.shape[-1], -1)).float()
+    grouped = quantized.reshape(*scale.shape, -1).float()
     return (grouped * scale[..., None]).flatten(-2)
 
 
@@ -130,11 +131,11 @@ class PassGradient(torch.autograd.Function):
     """Forward: the quantized value. Backward: the gradient as if nothing had been rounded."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, quantized: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, value: Tensor, quantized: Tensor) -> Tensor:
         return quantized
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
 
 
@@ -267,9 +268,7 @@ def convert(model: Any, settings: Settings) -> tuple[Any, Summary]:
     model = without_fake_quantization(model).to("cpu").eval().requires_grad_(False)
     summary = layers_to_quantize(model, settings)
     names, bits = set(summary.quantized), SCHEMES[settings.scheme].bits
-    quantize_(
-        model, settings.base, filter_fn=lambda module, name: isinstance(module, nn.Linear) and name in names
-    )
+    quantize_(model, settings.base, filter_fn=lambda module, name: isinstance(module, nn.Linear) and name in names)
     for name, module in list(model.named_modules()):
         if name in names and isinstance(module, nn.Embedding):
             replace(model, name, QuantizedEmbedding.of(module, bits, embedding_group(module, settings)))

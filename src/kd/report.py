@@ -108,7 +108,8 @@ def take_turns(calls: Sequence[Callable[[], float]], seconds: float, title: str)
         while not times[0] or (time.perf_counter() < end and len(times[0]) < 1000):
             for call, spent in zip(calls, times, strict=True):
                 spent.append(call())
-            bar.update(max(0, min(bar.total, round(seconds - (end - time.perf_counter()))) - bar.n))
+            spent_seconds = round(seconds - (end - time.perf_counter()))
+            bar.update(max(0, min(round(seconds), spent_seconds) - int(bar.n)))
     return times
 
 
@@ -191,10 +192,12 @@ def model_card(report: dict[str, Any], name: str) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("student")'
     )
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags: [knowledge-distillation, kd]\n---\n\n"
-        f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} with "
-        f"method {names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
-        f"```python\n{loading}\n```\n\n{table(report)}\n\nThe licences of the data and of the teacher's weights apply.\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags: [knowledge-distillation, kd]\n"
+        "---\n\n"
+        f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} by "
+        f"{names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
+        f"```python\n{loading}\n```\n\n{table(report)}\n\n"
+        "The licences of the data and of the teacher's weights apply.\n"
     )
 
 
@@ -254,5 +257,7 @@ def scatter(axes: Any, report: dict[str, Any]) -> None:
     )  # fmt: skip
     axes.margins(0.25)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="best")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)

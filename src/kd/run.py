@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import os
 import platform
 import resource
 import sys
@@ -25,6 +26,7 @@ from kd.check import SHAPE, student_keep
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings, Fitted, fit
+from kd.layer_map import kept_layers
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.noise import silence_transformers
@@ -56,7 +58,9 @@ def argument_error(node: DictConfig, error: InstantiationException) -> str:
     known = [name for name in inspect.signature(target).parameters if name != "self"]
     unknown = [str(key) for key in node if str(key) not in known and not str(key).startswith("_")]
     if unknown:
-        return f"{node._target_} has no argument {unknown[0]!r}.{nearest(unknown[0], known)} It takes {', '.join(known)}."
+        return (
+            f"{node._target_} has no argument {unknown[0]!r}.{nearest(unknown[0], known)} It takes {', '.join(known)}."
+        )
     return f"{node._target_} could not be made: {error.__cause__ or error}"
 
 
@@ -90,7 +94,7 @@ def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     teacher = models.config_of(container(cfg.teacher.architecture), task)
     if cfg.student.name == "layers":
         student = copy.deepcopy(teacher)
-        kept = models.kept_layers(student_keep(cfg), cfg.student.num_layers, teacher.num_hidden_layers)
+        kept = kept_layers(student_keep(cfg), cfg.student.num_layers, teacher.num_hidden_layers)
         student.num_hidden_layers = len(kept)
     else:
         student = models.config_of(container(cfg.student.architecture), task)
@@ -216,7 +220,7 @@ class Logs:
         made = []
         if "csv" in cfg.logger:
             made.append(loggers.csv_logger(self.output if stage == "distil" else self.output / stage))
-        if "wandb" in cfg.logger:
+        if "wandb" in cfg.logger and int(os.environ.get("LOCAL_RANK", "0")) == 0:
             self.close()
             tags = [cfg.teacher.name, cfg.student.name, cfg.method.name, cfg.quant.name, cfg.data.name]
             self.wandb = loggers.wandb_logger(self.output, stage, container(cfg), tags, container(cfg.logger.wandb))
@@ -239,7 +243,7 @@ class Logs:
         run = self.wandb.experiment
         header = ["model", *(name for name, _, _ in report.COLUMNS)]
         rows = [[name, *report.cells(figures, finished["select"])] for name, figures in finished["models"].items()]
-        run.log({"report": wandb.Table(columns=header, data=rows)})
+        run.log({"report": wandb.Table(columns=list(header), data=list(rows))})
         for name, figures in finished["models"].items():
             run.summary.update({f"report/{name}/{key}": value for key, value in figures.items()})
         if not run.settings._offline:
@@ -293,7 +297,10 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
     device = torch.device("cuda" if settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
     report.score(entries, rows, task, device)
     check_score(
-        entries[0].figures["validation"][task.select], rows.splits["validation"].labels, task, cfg.teacher.gate
+        entries[0].figures["validation"][task.select],
+        rows.splits["validation"].labels,
+        task,
+        cfg.teacher.gate,
     )
 
     student = make_student(cfg, pair, teacher, task)
@@ -322,7 +329,12 @@ def fp32_bytes(model: Any) -> int:
 
 
 def say(
-    rows: TextDataModule, teacher: report.Entry, student: Any, losses: dict[str, Loss], task: Task, cfg: DictConfig
+    rows: TextDataModule,
+    teacher: report.Entry,
+    student: Any,
+    losses: dict[str, Loss],
+    task: Task,
+    cfg: DictConfig,
 ) -> None:
     """What is about to happen, in four lines."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())

@@ -55,8 +55,7 @@ def split_files(directory: Path) -> dict[str, list[Path]]:
     """The parquet files of each split, by how their names begin (``dev.parquet``, ``train-00000-of-00001.parquet``)."""
     files = sorted(directory.rglob("*.parquet"))
     return {
-        split: [file for file in files if file.stem.split("-")[0] in prefixes]
-        for split, prefixes in SPLITS.items()
+        split: [file for file in files if file.stem.split("-")[0] in prefixes] for split, prefixes in SPLITS.items()
     }
 
 
@@ -133,6 +132,7 @@ def fetch(wanted: Wanted) -> Path:
     if found is not None:
         return found
     require([wanted])
+    assert wanted.hub_id is not None  # or require would have raised
     from huggingface_hub import snapshot_download
 
     patterns = ["*.parquet"] if wanted.kind == "dataset" else ["*.json", "*.txt", "model.safetensors"]

@@ -85,7 +85,11 @@ def fine_tuned(
             for file in (unfinished / "checkpoints").iterdir():
                 file.unlink()
             (unfinished / "checkpoints").rmdir()
-            about = {"validation": fitted.best_score, "steps": fitted.steps, "seconds": round(fitted.seconds, 1)}
+            about = {
+                "validation": fitted.best_score,
+                "steps": fitted.steps,
+                "seconds": round(fitted.seconds, 1),
+            }
             write_text(unfinished / "kd.json", json.dumps(about, indent=2))
         print(f"Teacher: fine-tuned in {fitted.seconds:.0f} s, kept in {kept}")
         return model

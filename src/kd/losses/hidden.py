@@ -27,7 +27,7 @@ class HiddenLoss(Loss):
         super().__init__(weight)
         self.layers = layers
 
-    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:  # noqa: ARG002
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         pairs = hidden_pairs(self.layers, student_config.num_hidden_layers, teacher_config.num_hidden_layers)
         self.student_signals = tuple(f"hidden/{i}" for i, _ in pairs)
         self.teacher_signals = tuple(f"hidden/{j}" for _, j in pairs)
@@ -49,6 +49,6 @@ class EmbeddingLoss(HiddenLoss):
     def __init__(self, weight: float) -> None:
         super().__init__(weight, layers=())
 
-    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:  # noqa: ARG002
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         self.student_signals = self.teacher_signals = ("embedding",)
         self.projections = nn.ModuleList([projection(student_config.hidden_size, teacher_config.hidden_size)])

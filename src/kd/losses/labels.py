@@ -13,9 +13,9 @@ from kd.tasks.base import Task
 class HardLabelLoss(Loss):
     """The task's own label loss at temperature 1; cross-entropy for classification."""
 
-    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:  # noqa: ARG002
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         self.task = task
         self.student_signals = ("logits",)
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.task.label_loss(student["logits"], batch["labels"])

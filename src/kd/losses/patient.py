@@ -27,14 +27,14 @@ class PatientLoss(Loss):
         self.layers = layers
         self.normalize = normalize
 
-    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:  # noqa: ARG002
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         pairs = patient_pairs(self.layers, student_config.num_hidden_layers, teacher_config.num_hidden_layers)
         self.student_signals = tuple(f"cls/{i}" for i, _ in pairs)
         self.teacher_signals = tuple(f"cls/{j}" for _, j in pairs)
         widths = student_config.hidden_size, teacher_config.hidden_size
         self.projections = nn.ModuleList(projection(*widths) for _ in pairs)
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         distances = [
             patient_distance(project(student[s]), teacher[t], self.normalize).sum()
             for s, t, project in zip(self.student_signals, self.teacher_signals, self.projections, strict=True)

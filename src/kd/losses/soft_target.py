@@ -17,9 +17,9 @@ class SoftTargetLoss(Loss):
         super().__init__(weight)
         self.temperature = temperature
 
-    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:  # noqa: ARG002
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         self.task = task
         self.student_signals = self.teacher_signals = ("logits",)
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.task.divergence(student["logits"], teacher["logits"], self.temperature)
