@@ -133,7 +133,7 @@ def quantization_contradictions(cfg: DictConfig) -> list[str]:
     group = cfg.quant.get("group_size")
     shape = cfg.teacher.architecture if cfg.student.name == "layers" else cfg.student.architecture
     return [
-        f"quant.group_size={group} does not divide {key}={shape[key]} of the student: set quant.group_size to a divisor."
+        f"quant.group_size={group} does not divide {key}={shape[key]} of the student: set it to a divisor."
         for key in ("hidden_size", "intermediate_size")
         if group and shape[key] % group
     ]

@@ -32,7 +32,9 @@ class Entry:
     role: str
     weights_bytes: int
     parameters: int
+    quantized: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -49,18 +51,21 @@ def logits_of(model: Any, data: TextDataModule, split: str, role: str, device: t
 
 
 def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: torch.device) -> None:
-    """Fills in the metrics on validation and test, agreement with the teacher, and retention."""
+    """Fills in the metrics on validation and test, agreement with the first entry, the teacher, and retention.
+
+    What was scored earlier is not run again.
+    """
     for split in [name for name in ("validation", "test") if name in data.splits]:
         labels = data.splits[split].labels
-        teacher: Tensor | None = None
         for entry in entries:
-            where = torch.device("cpu") if entry.role != "teacher" and entry.name.startswith("student-") else device
-            logits = logits_of(entry.model, data, split, entry.role, where, f"Scoring {entry.name} on {split}")
-            teacher = logits if teacher is None else teacher
+            if split not in entry.logits:
+                title = f"Scoring {entry.name} on {split}"
+                where = torch.device("cpu") if entry.quantized else device  # torchao's int8 is converted for the CPU
+                entry.logits[split] = logits_of(entry.model, data, split, entry.role, where, title)
             metrics = task.metrics()
-            metrics.update(logits, labels)
+            metrics.update(entry.logits[split], labels)
             entry.figures[split] = {name: float(value) for name, value in metrics.compute().items()}
-            entry.figures[f"{split}_agreement"] = task.agreement(logits, teacher)
+            entry.figures[f"{split}_agreement"] = task.agreement(entry.logits[split], entries[0].logits[split])
             best = entries[0].figures[split][task.select]
             entry.figures[f"{split}_retention"] = entry.figures[split][task.select] / best if best else 0.0
 
@@ -140,9 +145,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [header, [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)], *rows]
     return "\n".join(
-        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        + " |"
-        for line in lines
+        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
     )  # fmt: skip
 
 

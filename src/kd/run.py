@@ -368,7 +368,7 @@ def save_converted(
         callback.summary,
     )  # fmt: skip
     print(f"{name}: {callback.summary}")
-    return report.Entry(name, artefact.load(output / name).model, "student", size, parameters)
+    return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
 
 
 def finish_report(
