@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import subprocess
 import sys
 import time
@@ -11,9 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from omegaconf import OmegaConf
 
-from kd.check import CHOICES, check_before_loading, check_values, contradictions
+from kd.check import CHOICES, FRACTIONS, POSITIVE, check_before_loading, check_values, contradictions
 from kd.errors import UserError
 from kd.launch import check_command_line, compose, conf_dir, flat, options, plain
 
@@ -41,6 +39,14 @@ SLIPS = [
     ("method=hard,logti", "Did you mean 'logit'?"),
     ("trainer={max_epoch: 3}", "set its keys singly: trainer.KEY=VALUE"),
     ("seed", "does not compose"),
+    ("data.limit=1e4", "must be a whole number, such as 10000"),
+    ("data.limit=true", "must be a number above 0"),
+    ("teacher=null", "there is no teacher of that name"),
+    ("seed=-1", "must be 0 or more"),
+    ("trainer.max_steps=0", "or -1 for no bound"),
+    ("optimizer.lr=null", "give a learning rate"),
+    ("method=hard ~method.hard", "has no loss term left"),
+    ("student.architecture=null", "a group of settings"),
 ]
 
 
@@ -91,7 +97,7 @@ def test_every_file_opens_with_a_line_that_says_what_it_is(group: str) -> None:
     for name in options(group):
         lines = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         said = [line for line in lines[:2] if line.startswith("# ") and not line.startswith("# @package")]
-        assert said, f"conf/{group}/{name}.yaml"
+        assert any(len(line) > 20 for line in said), f"conf/{group}/{name}.yaml"
         assert len(lines) <= 30
 
 
@@ -109,7 +115,8 @@ def test_choices_exist() -> None:
         for lines in (["student=layers", "method=feature"], ["method=pkd"])
         for key, _, _ in flat(plain(compose(lines)))
     }
-    assert set(CHOICES) <= everything
+    not_in_these = {"quant.group_size", "data.source.rows"}
+    assert set(CHOICES) | set(FRACTIONS) | (set(POSITIVE) - not_in_these) <= everything
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -126,12 +133,6 @@ def test_defaults_are_the_documented_ones() -> None:
     assert compose(["student=layers", "teacher=bert_base"]).optimizer.lr == 5e-5
     assert compose(["student=layers", "teacher=minilm_l6"]).optimizer.lr == 1e-4
     assert list(cfg.logger) == ["csv", "wandb"]
-
-
-def test_every_default_is_commented() -> None:
-    text = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
-    for key in plain(OmegaConf.load(conf_dir() / "config.yaml")):  # type: ignore[arg-type]
-        assert re.search(rf"^{key}:", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

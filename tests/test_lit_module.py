@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
-from kd.fit import FitSettings, Fitted, fit, validation_interval
+from kd.fit import FitSettings, Fitted, fit
 from kd.lit_module import FrozenTeacher
 from kd.losses import EmbeddingLoss, HardLabelLoss, HiddenLoss, Loss, PatientLoss, SoftTargetLoss
 from kd.models import load_model
@@ -154,9 +154,14 @@ def test_a_loss_that_is_no_number_stops_with_step_and_term(data: TextDataModule,
     assert not list((tmp_path / "checkpoints").glob("*")) if (tmp_path / "checkpoints").exists() else True
 
 
-@pytest.mark.parametrize(
-    ("batches", "epochs", "steps", "accumulate", "expected"),
-    [(10, 3, -1, 1, 10), (2, 3, 4, 1, 2), (10, 3, 4, 1, 4), (10, 3, 5, 2, 10), (10, 3, 15, 1, 7)],
-)
-def test_the_last_step_is_validated(batches: int, epochs: int, steps: int, accumulate: int, expected: int) -> None:
-    assert validation_interval(batches, epochs, steps, accumulate) == expected
+@pytest.mark.parametrize("steps", [3, 8, 11])
+def test_the_last_step_is_validated(data: TextDataModule, tmp_path: Path, steps: int) -> None:
+    validated = []
+
+    class Note(Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+            validated.append(trainer.global_step)
+
+    distil(data, tmp_path, model(2, 32), model(2, 32, seed=1), settings(steps), (Note(),))
+    assert validated == {3: [3], 8: [8], 11: [8, 11]}[steps]  # an epoch has 8
+    assert list((tmp_path / "checkpoints").glob("*.ckpt"))

@@ -36,7 +36,7 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
 def run(directory: Path, *lines: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py"), *lines, f"hydra.run.dir={directory / 'run'}"]
     env = environment(directory / "cache", **more)
-    return subprocess.run(command, capture_output=True, text=True, cwd=directory, env=env)
+    return subprocess.run(command, capture_output=True, text=True, cwd=directory, env=env, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_stock_transformers_loads_the_float_student(finished: Finished, tmp_path
 
 def predict(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from kd.cli import main; main()", "predict", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(cwd))
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(cwd), timeout=120)
 
 
 @pytest.mark.parametrize("name", ["student", "student-int8_qat"])
@@ -158,7 +158,7 @@ def test_offline_wandb_runs_read_back(finished: Finished) -> None:
     found: dict[str, dict[str, Any]] = {}
     for path in (directory / "wandb").glob("offline-run-*"):
         records = [json.loads(line) for line in leet("--json", str(path), cwd=directory).splitlines()]
-        (started,) = [record["run"]["run"] for record in records if record["type"] == "run"][:1]
+        started = next(record["run"] for record in records if record["type"] == "run")
         found[started["job_type"]] = {
             "run": started,
             "text": json.dumps(records),
@@ -166,7 +166,7 @@ def test_offline_wandb_runs_read_back(finished: Finished) -> None:
         }
     assert set(found) == {"teacher", "distil"}
     distil = found["distil"]
-    assert sorted(distil["run"]["tags"]) == sorted(["tiny_demo", "tiny_demo", "pkd", "int8_qat", "demo"])
+    assert sorted(distil["run"]["tags"]) == ["demo", "int8_qat", "pkd", "tiny_demo"]
     config = distil["summary"]["config"]
     assert (config["method"]["patient"]["weight"], config["quant"]["scheme"]) == (1, "int8_dynamic_trained")
     for key in ("hard", "soft", "patient"):

@@ -111,9 +111,14 @@ def test_keys_depend_on_every_part() -> None:
 def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
     with new_directory(tmp_path / "x") as unfinished:
         (unfinished / "file").write_text("first")
-    with pytest.raises(RuntimeError), new_directory(tmp_path / "x") as unfinished:
-        (unfinished / "file").write_text("second")
-        raise RuntimeError
+
+    def fail() -> None:
+        with new_directory(tmp_path / "x") as unfinished:
+            (unfinished / "file").write_text("second")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert (tmp_path / "x" / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import model
 
-from kd import demo, teacher
+from kd import demo
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.fit import FitSettings
@@ -67,6 +67,7 @@ def test_labels_of_other_names_stop_unless_the_gate_is_open() -> None:
     with pytest.raises(UserError, match=r"LABEL_0.*teacher\.gate=false"):
         check_labels(student, Classification(demo.LABELS), gate=True)
     check_labels(student, Classification(demo.LABELS), gate=False)
+    assert student.config.id2label == {0: "negative", 1: "positive"}
     with pytest.raises(UserError, match="has 2 labels, the data 3"):
         check_labels(student, Classification(["a", "b", "c"]), gate=False)
 
@@ -85,16 +86,15 @@ def test_a_teacher_is_fine_tuned_once(
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    real = teacher.fit
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("fine-tuned again")
 
-    monkeypatch.setattr(teacher, "fit", never)
+    monkeypatch.setattr("kd.teacher.fit", never)
     again = fine_tuned(Loaded(model(), False), *arguments)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
-    monkeypatch.setattr(teacher, "fit", real)
+    monkeypatch.undo()
     (kept / "model.safetensors").write_bytes(b"broken")
     mended = fine_tuned(Loaded(model(), False), *arguments)
     assert torch.equal(head_linear(mended).weight, head_linear(first).weight)
@@ -109,7 +109,7 @@ def test_the_key_knows_all_that_matters_and_nothing_else(text: TextData, tmp_pat
         tune = FineTune("auto", 1, -1, 8, lr, seed)
         how = settings()
         how.seed = run_seed
-        return teacher_key(identity, rows(limit), task, tune, how)
+        return teacher_key(identity, text.tokenizer, rows(limit), task, tune, how)
 
     assert len({key(), key("b"), key(limit=32), key(seed=1), key(lr=1e-4)}) == 5
     assert key(run_seed=5) == key()

@@ -33,7 +33,7 @@ class Artefact:
     @torch.no_grad()
     def logits(self, texts: Sequence[str]) -> Tensor:
         """``[N, C]`` for N texts; each batch padded to its longest."""
-        found = []
+        found = [torch.empty(0, len(self.task.label_names))]
         for start in range(0, len(texts), BATCH):
             encoded = self.tokenizer(
                 list(texts[start : start + BATCH]), truncation=True, max_length=self.max_length,
@@ -91,7 +91,15 @@ def load(directory: str | Path) -> Artefact:
     if quantized:
         model = quantization.load(directory, task.auto_class())
     else:
-        model = task.auto_class().from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+        model, info = task.auto_class().from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise UserError(
+                f"{directory} holds no trained classifier: {', '.join(sorted(info['missing_keys'])[:3])} missing. Its "
+                "answers would be random."
+            )
+        model.eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     positions = int(config.get("max_position_embeddings", 512))
     return Artefact(model, tokenizer, task, min(int(tokenizer.model_max_length), positions))

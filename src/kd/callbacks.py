@@ -57,10 +57,12 @@ class LossWatch(Callback):
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
+        self.seen = 0
         self.curves: dict[str, list[tuple[int, float]]] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.interval == 0:
+        if trainer.global_step % self.interval == 0 and trainer.global_step != self.seen:
+            self.seen = trainer.global_step
             self.check(pl_module)
             for name, value in trainer.logged_metrics.items():
                 if name.startswith("train/loss"):
@@ -81,13 +83,21 @@ class LossWatch(Callback):
             )
 
 
+class ValidateLastStep(Callback):
+    """Validates also where ``max_steps`` ends in the middle of an epoch: only what was validated is saved."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.val_check_batch = 1
+
+
 class RestoreBest(Callback):
     """Puts the best validated weights back when the fit ends."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if path:
-            state = torch.load(path, map_location=pl_module.device, weights_only=True)["state_dict"]
+            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state)
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.errors import UserError, nearest
 from kd.layer_map import kept_layers
+from kd.loggers import wandb_mode
 from kd.store import Wanted, complete, require
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -29,7 +30,13 @@ POSITIVE = (
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "report.measure_seconds", "method.soft.temperature", "quant.group_size",
 )  # fmt: skip
-SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+FRACTIONS = (
+    "teacher.fine_tune.lr", "optimizer.lr", "report.measure_seconds", "method.soft.temperature",
+)  # fmt: skip
+SHAPE = (
+    "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
 
 
 def value_of(cfg: DictConfig, key: str) -> Any:
@@ -51,8 +58,22 @@ def check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}:{nearest(str(value), words)} Known: {', '.join(words)}{more}.")
     for key in POSITIVE:
         value = value_of(cfg, key)
-        if value is not None and not (isinstance(value, int | float) and value > 0):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise UserError(f"{key}={value}: must be a number above 0.")
+        if key not in FRACTIONS and not isinstance(value, int):
+            raise UserError(f"{key}={value}: must be a whole number, such as {round(value)}.")
+    for key in ("seed", "teacher.fine_tune.seed", "data.num_workers"):
+        if OmegaConf.select(cfg, key) < 0:
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be 0 or more.")
+    for key in ("trainer.max_steps", "teacher.fine_tune.max_steps"):
+        if value_of(cfg, key) == 0 or value_of(cfg, key) < -1:
+            raise UserError(f"{key}={value_of(cfg, key)}: give the number of steps, or -1 for no bound.")
+    if cfg.optimizer.get("lr") is None:
+        raise UserError("optimizer.lr=null: give a learning rate.")
+    if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
+        raise UserError(f"method={cfg.method.name} has no loss term left: there is nothing to train with.")
     for key, low, high in (("schedule.warmup", 0, 1), ("data.source.noise", 0, 0.5)):
         value = value_of(cfg, key)
         if value is not None and not low <= value < high:
@@ -159,4 +180,6 @@ def check_before_loading(cfg: DictConfig) -> None:
     found = contradictions(cfg)
     if found:
         raise UserError("\n".join(found))
+    if "wandb" in (cfg.get("logger") or ()):
+        wandb_mode(cfg.logger.wandb.mode)
     require(wanted(cfg))

@@ -29,14 +29,14 @@ def texts_of(path: Path, column: str) -> Any:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, keep_default_na=False)  # "NA" and "null" are words
     except (OSError, ValueError) as error:
         raise UserError(f"--input {path} cannot be read as CSV: {error}") from error
     if column not in table.columns:
         raise UserError(f"--input {path} has no column {column!r}, only {', '.join(table.columns)}: give --column.")
-    if table[column].isna().any():
-        row = int(table[column].isna().to_numpy().argmax()) + 2
-        raise UserError(f"--input {path}: line {row} has no text in the column {column!r}.")
+    empty = [row for row, text in enumerate(table[column], start=1) if not str(text).strip()]
+    if empty:
+        raise UserError(f"--input {path}: row {empty[0]} has no text in the column {column!r}.")
     return table
 
 
@@ -64,10 +64,10 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["train"]:
-        from kd.launch import main as train
+        from kd import launch
 
-        sys.argv = ["kd train", *sys.argv[2:]]
-        return train()
+        sys.argv = [str(launch.__file__), *sys.argv[2:]]  # what further ranks are started with
+        return launch.main()
     arguments = parser().parse_args()
     from kd.noise import silence
 

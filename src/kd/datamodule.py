@@ -146,7 +146,7 @@ class Rows(Dataset[dict[str, Any]]):
     def __init__(self, encodings: dict[str, Any], pads: dict[str, int]) -> None:
         self.encodings = encodings
         self.pads = pads
-        first = next(iter(encodings.values()))
+        first = encodings["student"]  # whose tokens are the unit of token means
         self.lengths = np.array([len(ids) for ids in first["input_ids"]])
         self.labels = torch.tensor(first["label"])
 

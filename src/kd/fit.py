@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from kd.callbacks import LossWatch, Progress, RestoreBest
+from kd.callbacks import LossWatch, Progress, RestoreBest, ValidateLastStep
 from kd.datamodule import TextDataModule
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
@@ -50,17 +50,13 @@ class Fitted:
     trainer: L.Trainer
 
 
-def validation_interval(batches_an_epoch: int, epochs: int, max_steps: int, accumulate: int) -> int:
-    """Batches between validations: an epoch, or less where ``max_steps`` ends in the middle of one.
-
-    The last step must be validated, for a checkpoint is saved only then.
-    """
-    total = batches_an_epoch * epochs
-    if max_steps > 0:
-        steps_an_epoch = math.ceil(batches_an_epoch / accumulate)
-        whole, rest = divmod(max_steps, steps_an_epoch)
-        total = min(total, whole * batches_an_epoch + rest * accumulate)
-    return total // math.ceil(total / batches_an_epoch)
+def log_interval(options: dict[str, Any], data: TextDataModule) -> int:
+    """``log_every_n_steps``, but a run of fewer steps is logged too."""
+    batches = len(data.batches(ranks=options["devices"] if isinstance(options["devices"], int) else 1))
+    steps = math.ceil(batches / options["accumulate_grad_batches"]) * options["max_epochs"]
+    if options["max_steps"] > 0:
+        steps = min(steps, options["max_steps"])
+    return max(1, min(int(options["log_every_n_steps"]), steps))
 
 
 def fit(
@@ -78,27 +74,22 @@ def fit(
     """Trains ``student`` in place and leaves its best validated weights in it."""
     L.seed_everything(settings.seed, verbose=False)
     module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule)
-    watch = LossWatch(settings.trainer["log_every_n_steps"])
+    watch = LossWatch(log_interval(settings.trainer, data))
     checkpoint = ModelCheckpoint(
         directory / "checkpoints", filename="best-step{step}", auto_insert_metric_name=False,
         monitor=f"val/{task.select}", mode="max",
     )  # fmt: skip
-    options = dict(settings.trainer)
-    accumulate = options["accumulate_grad_batches"]
+    options = settings.trainer | {"log_every_n_steps": watch.interval}
     trainer = L.Trainer(
         **options,
         default_root_dir=directory,
         logger=list(loggers) or False,
-        callbacks=[Progress(title), watch, checkpoint, RestoreBest(), *callbacks],
-        val_check_interval=1,
-        check_val_every_n_epoch=None,
+        callbacks=[Progress(title), watch, checkpoint, ValidateLastStep(), RestoreBest(), *callbacks],
         use_distributed_sampler=False,  # Batches deals the rows out itself
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    batches = len(data.batches(ranks=trainer.world_size))  # known only now
-    trainer.val_check_interval = validation_interval(batches, options["max_epochs"], options["max_steps"], accumulate)
     start = time.perf_counter()
     trainer.fit(module, datamodule=data)
     seconds = time.perf_counter() - start

@@ -16,10 +16,13 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kd.errors import UserError, nearest
 from kd.noise import silence
@@ -88,7 +91,7 @@ def check_groups(overrides: list[Override]) -> None:
         names = value if isinstance(value, list) else [value]
         for name in names:
             known = options(key)
-            if name is not None and str(name) not in known:
+            if (name is not None or key not in ("experiment", "logger")) and str(name) not in known:
                 raise UserError(
                     f"{key}={name}: there is no {key} of that name.{nearest(str(name), known)} "
                     f"Known: {', '.join(known)}."
@@ -158,7 +161,7 @@ def check_command_line(lines: list[str]) -> None:
                 if name not in base and not opened:
                     raise UserError(f"There is no setting {name!r}.{nearest(name, base)}")
             check_values(cfg)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"The command line does not compose: {error}") from error
 
 
@@ -169,6 +172,8 @@ def run_one(cfg: DictConfig, failures: list[str]) -> float | None:
     try:
         from kd.check import check_before_loading
 
+        if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
+            raise UserError("A sweep (-m) runs on one device: set trainer.devices=1, or start its jobs one by one.")
         check_before_loading(cfg)
         silence()
         from kd.run import train
@@ -199,3 +204,7 @@ def main() -> None:
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
     if failures:
         sys.exit(1)
+
+
+if __name__ == "__main__":  # how further ranks of `kd train` start
+    main()

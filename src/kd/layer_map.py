@@ -57,14 +57,14 @@ def patient_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: 
         )
     if layers == "last":
         return checked_pairs([(i, teacher - student + i) for i in range(1, student)], student, teacher)
-    return list(zip(range(1, student), uniform(student, teacher), strict=False))
+    return checked_pairs(list(zip(range(1, student), uniform(student, teacher), strict=False)), student, teacher)
 
 
 def hidden_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
     """Every student layer with the teacher's ``i * N / M``-th (TinyBERT, section 3.1), or the given pairs."""
     if not isinstance(layers, str):
         return checked_pairs(layers, student, teacher)
-    return list(zip(range(1, student + 1), uniform(student, teacher), strict=True))
+    return checked_pairs(list(zip(range(1, student + 1), uniform(student, teacher), strict=True)), student, teacher)
 
 
 def checked_pairs(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:

@@ -37,8 +37,7 @@ class DistillationModule(L.LightningModule):
         task: metrics and the name of the metric that selects a checkpoint.
         losses: set-up loss terms; the name is the log key ``train/loss/<name>``.
         teacher: anything callable from encoded inputs to the signals that the losses need.
-        optimizer: from parameter groups to an optimizer.
-        weight_decay: of all parameters but biases and norms.
+        optimizer: from parameter groups to an optimizer; biases and norms are in a group without weight decay.
         schedule: from ``(optimizer, steps)`` to a learning-rate scheduler stepped every step.
     """
 
@@ -101,7 +100,7 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
         self.log("train/grad_norm", norm)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self.log("train/lr", torch.full((), optimizer.param_groups[0]["lr"], device=self.device))
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]

@@ -6,9 +6,11 @@ import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from kd.errors import UserError
+
+Mode = Literal["online", "offline", "disabled"]
 
 
 def has_wandb_key() -> bool:
@@ -22,16 +24,24 @@ def has_wandb_key() -> bool:
         return False
 
 
-def wandb_offline(mode: str) -> bool:
-    """What ``logger.wandb.mode`` means here; WANDB_MODE of the environment decides where it says auto."""
+def wandb_mode(mode: str) -> Mode:
+    """``online``, ``offline`` or ``disabled``: what ``logger.wandb.mode`` means here.
+
+    ``auto`` is what WANDB_MODE says, else online with a key and offline without.
+    """
+    said = f"logger.wandb.mode={mode}"
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "online" if has_wandb_key() else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+        said = f"WANDB_MODE={mode}"
     if mode == "online" and not has_wandb_key():
         raise UserError(
-            "logger.wandb.mode=online, but no W&B key is configured: run `wandb login`, set WANDB_API_KEY, or take "
+            f"{said}, but no W&B key is configured: run `wandb login`, set WANDB_API_KEY, or take "
             "logger.wandb.mode=offline."
         )
-    return mode != "online"
+    for known in ("online", "offline", "disabled"):
+        if mode == known:
+            return cast(Mode, known)
+    raise UserError(f"{said}: known are online, offline, disabled.")
 
 
 def csv_logger(directory: Path) -> Any:
@@ -50,7 +60,7 @@ def wandb_logger(
     run = wandb.init(
         name=f"{stage}-{directory.name}", dir=directory, project=settings["project"], entity=settings["entity"],
         group=settings["group"], job_type=stage, tags=list(tags), config=config,
-        mode="offline" if wandb_offline(settings["mode"]) else "online",
+        mode=wandb_mode(settings["mode"]),
         settings=wandb.Settings(silent=True, console="off"),
     )  # fmt: skip
     return WandbLogger(experiment=run)

@@ -120,14 +120,19 @@ def reorder_labels(model: Any, task: Task) -> bool:
         return False
     order = [own.index(name) for name in wanted]
     if order != sorted(order):
-        print(f"The teacher's labels {own} are put into the data's order {wanted}.")
+        print(f"The labels {own} of the checkpoint are put into the data's order {wanted}.")
         head = head_linear(model)
         with torch.no_grad():
             head.weight.copy_(head.weight[order])
             if head.bias is not None:
                 head.bias.copy_(head.bias[order])
-    model.config.update({k: v for k, v in task.config_fields().items() if k != "num_labels"})
+    name_labels(model, task)
     return True
+
+
+def name_labels(model: Any, task: Task) -> None:
+    """Gives the model the task's label names, in the task's order."""
+    model.config.update({key: value for key, value in task.config_fields().items() if key != "num_labels"})
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -33,6 +33,7 @@ class Scheme:
 
     bits: int
     base: Callable[[int | None], Any]
+    grouped: bool  # takes group_size; else one scale a row
     trainable: bool  # converted logits equal the fake-quantized ones (measured: quantization tests)
 
 
@@ -53,13 +54,13 @@ def int4_weight_only(group: int | None) -> Any:
     from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
     dtype = torch.int4  # type: ignore[attr-defined]
-    return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerGroup(group or 32))
+    return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerGroup(group))
 
 
 SCHEMES = {
-    "int8_dynamic": Scheme(8, int8_dynamic, trainable=False),
-    "int8_dynamic_trained": Scheme(8, int8_dynamic_trained, trainable=True),
-    "int4_weight_only": Scheme(4, int4_weight_only, trainable=True),
+    "int8_dynamic": Scheme(8, int8_dynamic, grouped=False, trainable=False),
+    "int8_dynamic_trained": Scheme(8, int8_dynamic_trained, grouped=False, trainable=True),
+    "int4_weight_only": Scheme(4, int4_weight_only, grouped=True, trainable=True),
 }
 
 
@@ -83,6 +84,10 @@ class Settings:
                 f"quant.scheme={self.scheme} cannot be trained: what it converts to differs from what was trained. "
                 f"With quant.qat=true take {' or '.join(good)}."
             )
+
+        if SCHEMES[self.scheme].grouped != (self.group_size is not None):
+            wants = "needs a quant.group_size" if SCHEMES[self.scheme].grouped else "takes no quant.group_size"
+            raise UserError(f"quant.scheme={self.scheme} {wants}.")
 
     @property
     def base(self) -> Any:

@@ -132,7 +132,16 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
         raise UserError("trainer=gpu: this machine has no CUDA device that torch can use. Take trainer=cpu.")
     if trainer["accelerator"] == "auto" and not torch.cuda.is_available():
         trainer["accelerator"] = "cpu"
+    if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU, and this machine has none: take bf16-mixed or 32-true."
+        )
     arguments = container(cfg.optimizer)
+    if trainer["precision"] == "16-mixed" and arguments.get("fused"):
+        raise UserError(
+            "trainer.precision=16-mixed with optimizer.fused=true would clip gradients that are still scaled: add "
+            "optimizer.fused=false."
+        )
     target = find_target(arguments.pop("_target_"))
     known = inspect.signature(target).parameters
     for key in arguments:
@@ -168,6 +177,8 @@ def make_teacher(
     if loaded.has_head and tune.when != "always":
         check_labels(loaded.model, task, node.gate)
         return loaded.model
+    if loaded.has_head:  # trained anew from the head it has
+        check_labels(loaded.model, task, gate=False)
     models.check_vocabulary("teacher", pair.tokenizers["teacher"], loaded.model.config)
     if not tune.wanted(loaded.has_head, node.weights):
         return loaded.model
@@ -218,11 +229,13 @@ class Logs:
     def open(self, stage: str) -> list[Any]:
         cfg = self.cfg
         made = []
-        if "csv" in cfg.logger:
+        chosen: Any = cfg.get("logger") or {}
+        if "csv" in chosen:
             made.append(loggers.csv_logger(self.output if stage == "distil" else self.output / stage))
-        if "wandb" in cfg.logger and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if "wandb" in chosen and loggers.wandb_mode(chosen.wandb.mode) != "disabled" and local_rank() == 0:
             self.close()
-            tags = [cfg.teacher.name, cfg.student.name, cfg.method.name, cfg.quant.name, cfg.data.name]
+            names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
+            tags = list(dict.fromkeys(names))
             self.wandb = loggers.wandb_logger(self.output, stage, container(cfg), tags, container(cfg.logger.wandb))
             made.append(self.wandb)
         return made
@@ -285,8 +298,7 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
     losses = build_losses(cfg, task)
     pair = find_pair(cfg, data)
     check_token_level(losses, pair)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    claim(output, OmegaConf.to_yaml(cfg, resolve=True))
 
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     rows = TextDataModule(
@@ -294,7 +306,8 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
         cfg.seed,
     )  # fmt: skip
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
-    device = torch.device("cuda" if settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
+    on_gpu = settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
     report.score(entries, rows, task, device)
     check_score(
         entries[0].figures["validation"][task.select],
@@ -311,7 +324,11 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
         f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil"), [callback] if callback else [],
     )  # fmt: skip
-    if not fitted.trainer.is_global_zero:
+    leader = fitted.trainer.is_global_zero
+    if torch.distributed.is_initialized():  # what follows is one rank's work, and must wait for no other
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if not leader:
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
@@ -321,6 +338,26 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device)
     logs.report(finished, output / "student")
     return float(entries[1].figures["validation"][task.select])
+
+
+def claim(output: Path, config: str) -> None:
+    """Writes config.yaml, and refuses a directory where another run did: two would overwrite each other's files."""
+    if local_rank() > 0:
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with (output / "config.yaml").open("x", encoding="utf-8") as file:
+            file.write(config)
+    except FileExistsError:
+        raise UserError(
+            f"{output} already belongs to a run (there is a config.yaml): start again, or name another directory with "
+            "hydra.run.dir=..."
+        ) from None
+
+
+def local_rank() -> int:
+    """0 but for the further processes of a job on several devices."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def fp32_bytes(model: Any) -> int:
@@ -397,9 +434,9 @@ def finish_report(
         "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
     }
     output = Path(cfg.paths.output)
-    report.write(finished, fitted.curves, output)
     for entry in entries[1:]:
-        (output / entry.name / "README.md").write_text(report.model_card(finished, entry.name), encoding="utf-8")
+        write_text(output / entry.name / "README.md", report.model_card(finished, entry.name))
+    report.write(finished, fitted.curves, output)
     print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")
     print(f"Peak memory {memory / 1e9:.2f} GB. Everything is in {output}")
     return finished

@@ -46,7 +46,8 @@ def stored(
         rows = rows.rename_columns({old: new for old, new in columns.items() if old != new})
         if labelled(rows, split, len(label_names), directory):
             splits[split] = rows.select_columns(["text", "label"])
-    key = content_key(**{split: [file_hash(path) for path in paths] for split, paths in files.items()})
+    hashes = {split: [file_hash(path) for path in paths] for split, paths in files.items()}
+    key = content_key(files=hashes, columns=columns, labels=list(label_names))
     return TextData(name, splits, list(label_names), key)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from kd.datamodule import TextDataModule
+from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, fit
 from kd.losses import HardLabelLoss
-from kd.models import Loaded, load_model, reorder_labels
+from kd.models import Loaded, load_model, name_labels, reorder_labels
 from kd.store import content_key, locked, new_directory, write_text
 from kd.tasks.base import Task
 
@@ -38,12 +38,15 @@ class FineTune:
         return self.when == "always" or (self.when == "auto" and not has_head and weights != "random")
 
 
-def teacher_key(identity: str, data: TextDataModule, task: Task, tune: FineTune, settings: FitSettings) -> str:
+def teacher_key(
+    identity: str, tokenizer: Any, data: TextDataModule, task: Task, tune: FineTune, settings: FitSettings
+) -> str:
     """Everything that determines the fine-tuned weights, but the machine."""
     optimizer = settings.optimizer
     assert isinstance(optimizer, functools.partial)
     return content_key(
-        weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__, tune=vars(tune),
+        weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__,
+        tokenizer=tokenizer_key(tokenizer), tune=vars(tune) | {"when": None},
         optimizer=[f"{optimizer.func.__module__}.{optimizer.func.__qualname__}", optimizer.keywords],
         schedule=[settings.schedule_name, settings.warmup], format=FORMAT,
         precision=settings.trainer["precision"], clip=settings.trainer["gradient_clip_val"],
@@ -60,9 +63,12 @@ def fine_tuned(
         seed=tune.seed,
         optimizer=functools.partial(settings.optimizer, lr=tune.lr),
         trainer=settings.trainer
-        | {"max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1},
+        | {"max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1}
+        | {"devices": 1, "strategy": "auto"},  # before any other rank exists: the others will find it in the cache
     )
-    kept = cache / "teachers" / f"{name}-{data.data.name}-{teacher_key(identity, data, task, tune, settings)}"
+    kept = (
+        cache / "teachers" / f"{name}-{data.data.name}-{teacher_key(identity, tokenizer, data, task, tune, settings)}"
+    )
     with locked(kept):
         if (kept / "kd.json").is_file():
             try:
@@ -110,12 +116,16 @@ def check_labels(model: Any, task: Task, gate: bool) -> None:
             f"({', '.join(task.label_names)}): take a teacher of this task, or teacher.fine_tune.when=always on "
             "weights without a head."
         )
-    if not reorder_labels(model, task) and gate:
-        own = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    own = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    if reorder_labels(model, task):
+        return
+    if gate:
         raise UserError(
             f"The teacher's labels are {own}, the data's {task.label_names}: by name it cannot be seen which is which. "
             "Correct id2label in the teacher's config.json, or teacher.gate=false to take them in the order they stand."
         )
+    print(f"The teacher's labels {own} are taken as {task.label_names}, in this order, for teacher.gate=false.")
+    name_labels(model, task)
 
 
 def check_score(score: float, labels: Tensor, task: Task, gate: bool) -> None:

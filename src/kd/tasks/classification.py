@@ -32,12 +32,12 @@ class Classification(Task):
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of logits ``[B, C]`` with labels ``[B]``: sum over rows, and B."""
-        count = torch.tensor(float(len(labels)), device=labels.device)
+        count = torch.full((), float(len(labels)), device=labels.device)
         return F.cross_entropy(full(logits), labels, reduction="sum"), count
 
     def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """T² KL of the softened distributions: sum over rows, and B."""
-        count = torch.tensor(float(len(student)), device=student.device)
+        count = torch.full((), float(len(student)), device=student.device)
         return softened_kl(student, teacher, temperature).sum(), count
 
     def metrics(self) -> MetricCollection:
