@@ -43,7 +43,7 @@ def text(cache: Path) -> tuple[sources.TextData, object]:
     store = Path(os.environ.get("KD_STORE", cache / "store"))
     directory = find(Wanted("model", "minilm_l6", None, store))
     if directory is None or find(Wanted("dataset", "sst2", None, store)) is None:
-        made = demo.generate(rows=4000, seed=0, noise=0.1)
+        made = demo.generate(rows=4000, scored_rows=BATCH, seed=0, noise=0.1)
         return made, made.tokenizer
     data = sources.stored("sst2", "", {}, ["negative", "positive"], str(store), str(cache))
     return data, models.load_tokenizer(directory)

@@ -41,7 +41,7 @@ def task() -> Classification:
 
 @pytest.fixture(scope="session")
 def text() -> TextData:
-    return demo.generate(rows=200, seed=0, noise=0.0)
+    return demo.generate(rows=200, scored_rows=300, seed=0, noise=0.0)
 
 
 @pytest.fixture

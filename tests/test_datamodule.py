@@ -90,8 +90,8 @@ def test_limit_cuts_training_rows_only(text: TextData, tmp_path: Path) -> None:
     data = TextDataModule(text, {"student": text.tokenizer}, tmp_path, limit=50)
     assert {name: len(rows) for name, rows in data.splits.items()} == {
         "train": 50,
-        "validation": 1000,
-        "test": 1000,
+        "validation": 300,
+        "test": 300,
     }
 
 

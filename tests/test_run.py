@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 SMALL = [
     "experiment=demo",
     "data.source.rows=320",
+    "data.source.scored_rows=100",
     "trainer.max_epochs=2",
     "teacher.fine_tune.epochs=1",
     "teacher.gate=false",
@@ -197,7 +198,8 @@ def test_two_ranks_from_the_same_command(tmp_path: Path) -> None:
 def test_the_flagship_architectures_run_without_weights(tmp_path: Path) -> None:
     done = run(
         tmp_path, "teacher=bert_large_wwm", "student=bert_small", "method=pkd", "teacher.weights=random",
-        "student.weights=random", "teacher.gate=false", "data=demo", "data.limit=64", "trainer.max_steps=4",
+        "student.weights=random", "teacher.gate=false", "data=demo", "data.source.scored_rows=50",
+        "data.limit=64", "trainer.max_steps=4",
         "report.measure_seconds=1", "logger=csv",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
 POSITIVE = (
-    "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "student.num_layers",
+    "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
+    "student.num_layers",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "report.measure_seconds", "method.soft.temperature", "quant.group_size",

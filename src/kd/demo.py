@@ -16,7 +16,6 @@ from kd.store import content_key
 
 VERSION = 1
 LABELS = ["negative", "positive"]
-SCORED_ROWS = 1000  # each of validation and test
 
 THINGS = [
     "soup",
@@ -250,12 +249,12 @@ def tokenizer() -> Any:
     )  # fmt: skip
 
 
-def generate(rows: int, seed: int, noise: float) -> TextData:
-    """``rows`` training texts, and 1,000 each for validation and test."""
+def generate(rows: int, scored_rows: int, seed: int, noise: float) -> TextData:
+    """``rows`` training texts, and ``scored_rows`` each for validation and test."""
     splits = {
         "train": split(rows, f"train {seed}", noise),
-        "validation": split(SCORED_ROWS, f"validation {seed}", 0.0),
-        "test": split(SCORED_ROWS, f"test {seed}", 0.0),
+        "validation": split(scored_rows, f"validation {seed}", 0.0),
+        "test": split(scored_rows, f"test {seed}", 0.0),
     }
-    key = content_key(demo=VERSION, rows=rows, seed=seed, noise=noise)
+    key = content_key(demo=VERSION, rows=rows, scored_rows=scored_rows, seed=seed, noise=noise)
     return TextData("demo", splits, LABELS, key, tokenizer())

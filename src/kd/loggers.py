@@ -6,7 +6,7 @@ import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from kd.errors import UserError
 
@@ -40,7 +40,7 @@ def wandb_mode(mode: str) -> Mode:
         )
     for known in ("online", "offline", "disabled"):
         if mode == known:
-            return cast(Mode, known)
+            return known
     raise UserError(f"{said}: known are online, offline, disabled.")
 
 

@@ -116,11 +116,16 @@ def take_turns(calls: Sequence[Callable[[], float]], seconds: float, title: str)
     return times
 
 
+def scored(figures: dict[str, Any]) -> str:
+    """The split that counts: test, where there are labels for it."""
+    return "test" if "test" in figures else "validation"
+
+
 COLUMNS: list[tuple[str, Callable[[dict[str, Any], str], Any], str]] = [
     ("validation", lambda f, select: f["validation"][select], "{:.4f}"),
     ("test", lambda f, select: f["test"][select], "{:.4f}"),
-    ("retention", lambda f, _: 100 * f.get("test_retention", f["validation_retention"]), "{:.1f} %"),
-    ("agreement", lambda f, _: 100 * f.get("test_agreement", f["validation_agreement"]), "{:.1f} %"),
+    ("retention", lambda f, _: 100 * f[f"{scored(f)}_retention"], "{:.1f} %"),
+    ("agreement", lambda f, _: 100 * f[f"{scored(f)}_agreement"], "{:.1f} %"),
     ("parameters", lambda f, _: f["parameters"] / 1e6, "{:.2f} M"),
     ("weights", lambda f, _: f["weights_bytes"] / 1e6, "{:.2f} MB"),
     ("p50 1x32", lambda f, _: f["latency_ms_p50"], "{:.2f} ms"),
@@ -158,7 +163,7 @@ def sentence(report: dict[str, Any]) -> str:
     models, select = report["models"], report["select"]
     names = list(models)
     student, last = models["student"], models[names[-1]]
-    split = "test" if "test" in student else "validation"
+    split = scored(student)
     text = (
         f"The student keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select} with "
         f"{models['teacher']['weights_bytes'] / student['weights_bytes']:.1f} times fewer bytes of weights."
