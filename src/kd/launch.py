@@ -175,6 +175,8 @@ def run_one(cfg: DictConfig, failures: list[str]) -> float | None:
         if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
             raise UserError("A sweep (-m) runs on one device: set trainer.devices=1, or start its jobs one by one.")
         check_before_loading(cfg)
+        names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
+        print("kd: {} to {} by {}, quantization {}, on {}".format(*names), flush=True)  # torch takes its seconds
         silence()
         from kd.run import train
 

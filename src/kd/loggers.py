@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd.errors import UserError
+from kd.store import local_rank
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -64,3 +65,58 @@ def wandb_logger(
         settings=wandb.Settings(silent=True, console="off"),
     )  # fmt: skip
     return WandbLogger(experiment=run)
+
+
+class Logs:
+    """The loggers of a run. A stage is a W&B run of its own; ``close`` finishes it whatever happened.
+
+    Args:
+        output: the run directory.
+        config: the resolved configuration; its ``logger`` block says which loggers there are.
+        tags: of the W&B runs.
+    """
+
+    def __init__(self, output: Path, config: dict[str, Any], tags: Sequence[str]) -> None:
+        self.output = output
+        self.config = config
+        self.tags = list(dict.fromkeys(tags))
+        self.chosen = config.get("logger") or {}
+        self.wandb: Any = None
+
+    def open(self, stage: str) -> list[Any]:
+        """The loggers for ``teacher`` or ``distil``; an open W&B run is finished first."""
+        self.close()
+        made = []
+        if "csv" in self.chosen:
+            made.append(csv_logger(self.output if stage == "distil" else self.output / stage))
+        wandb = self.chosen.get("wandb")
+        if wandb and wandb_mode(wandb["mode"]) != "disabled" and local_rank() == 0:
+            self.wandb = wandb_logger(self.output, stage, self.config, self.tags, wandb)
+            made.append(self.wandb)
+        return made
+
+    def close(self, exit_code: int = 0) -> None:
+        if self.wandb is not None:
+            import wandb
+
+            wandb.finish(exit_code=exit_code)
+        self.wandb = None
+
+    def report(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], models: dict[str, Any], student: Path
+    ) -> None:
+        """The report as a table and as summary values; the student as an artifact when online."""
+        if self.wandb is None:
+            return
+        import wandb
+
+        run = self.wandb.experiment
+        run.log({"report": wandb.Table(columns=list(header), data=[list(row) for row in rows])})
+        for name, figures in models.items():
+            run.summary.update({f"report/{name}/{key}": value for key, value in figures.items()})
+        if wandb_mode(self.chosen["wandb"]["mode"]) == "offline":
+            print(f"W&B: kept offline; to send it: wandb sync {self.output / 'wandb'}/offline-run-*")
+            return
+        made = wandb.Artifact(f"student-{run.id}", type="model")
+        made.add_dir(str(student))
+        run.log_artifact(made)

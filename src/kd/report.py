@@ -152,10 +152,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )  # fmt: skip
 
 
+def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table."""
+    header = ["model", *(name for name, _, _ in COLUMNS)]
+    return header, [[name, *cells(figures, report["select"])] for name, figures in report["models"].items()]
+
+
 def table(report: dict[str, Any]) -> str:
-    header = ["", *(name for name, _, _ in COLUMNS)]
-    rows = [[name, *cells(figures, report["select"])] for name, figures in report["models"].items()]
-    return markdown_table(header, rows)
+    return markdown_table(*rows(report))
 
 
 def sentence(report: dict[str, Any]) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
-import os
 import platform
 import resource
 import sys
@@ -13,55 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 import kd
 from kd import artefact, loggers, models, quantization, report
+from kd.build import build, build_losses, container, fit_settings, quantization_settings
 from kd.callbacks import QuantizationCallback
 from kd.check import SHAPE, student_keep
 from kd.datamodule import TextDataModule, tokenizer_key
-from kd.errors import UserError, nearest
+from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
-from kd.layer_map import kept_layers
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.noise import silence_transformers
 from kd.sources import TextData
-from kd.store import Wanted, content_key, directory_hash, fetch, write_text
+from kd.store import Wanted, claim, content_key, directory_hash, fetch, local_rank, write_text
 from kd.tasks import Task
 from kd.teacher import FineTune, check_labels, check_score, fine_tuned
-
-
-def build(node: DictConfig, **more: Any) -> Any:
-    """The object a ``_target_`` names. Raises UserError for a wrong target or argument."""
-    try:
-        return hydra.utils.instantiate(node, _convert_="all", **more)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from error
-        raise UserError(argument_error(node, error)) from error
-
-
-def find_target(name: str) -> Any:
-    try:
-        return hydra.utils.get_object(name)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"_target_={name}: there is nothing of that name to import.") from error
-
-
-def argument_error(node: DictConfig, error: InstantiationException) -> str:
-    target = find_target(node._target_)
-    known = [name for name in inspect.signature(target).parameters if name != "self"]
-    unknown = [str(key) for key in node if str(key) not in known and not str(key).startswith("_")]
-    if unknown:
-        return (
-            f"{node._target_} has no argument {unknown[0]!r}.{nearest(unknown[0], known)} It takes {', '.join(known)}."
-        )
-    return f"{node._target_} could not be made: {error.__cause__ or error}"
 
 
 @dataclass
@@ -89,23 +55,6 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
     return Pair(directories, {"student": student, "teacher": teacher})
 
 
-def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
-    """The terms of conf/method/, set up on both architectures before anything is loaded."""
-    teacher = models.config_of(container(cfg.teacher.architecture), task)
-    if cfg.student.name == "layers":
-        student = copy.deepcopy(teacher)
-        kept = kept_layers(student_keep(cfg), cfg.student.num_layers, teacher.num_hidden_layers)
-        student.num_hidden_layers = len(kept)
-    else:
-        student = models.config_of(container(cfg.student.architecture), task)
-    losses = {}
-    for name, node in cfg.method.items():
-        if isinstance(node, DictConfig):
-            losses[str(name)] = loss = build(node)
-            loss.setup(student, teacher, task)
-    return losses
-
-
 def check_token_level(losses: dict[str, Loss], pair: Pair) -> None:
     """States of single tokens can be compared only if both models read the same tokens."""
     if tokenizer_key(pair.tokenizers["student"]) == tokenizer_key(pair.tokenizers["teacher"]):
@@ -120,37 +69,6 @@ def check_token_level(losses: dict[str, Loss], pair: Pair) -> None:
             )
 
 
-def container(node: Any) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(resolved, dict)
-    return resolved  # type: ignore[return-value]
-
-
-def fit_settings(cfg: DictConfig) -> FitSettings:
-    trainer = container(cfg.trainer)
-    if trainer["accelerator"] == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer=gpu: this machine has no CUDA device that torch can use. Take trainer=cpu.")
-    if trainer["accelerator"] == "auto" and not torch.cuda.is_available():
-        trainer["accelerator"] = "cpu"
-    if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":
-        raise UserError(
-            "trainer.precision=16-mixed needs a GPU, and this machine has none: take bf16-mixed or 32-true."
-        )
-    arguments = container(cfg.optimizer)
-    if trainer["precision"] == "16-mixed" and arguments.get("fused"):
-        raise UserError(
-            "trainer.precision=16-mixed with optimizer.fused=true would clip gradients that are still scaled: add "
-            "optimizer.fused=false."
-        )
-    target = find_target(arguments.pop("_target_"))
-    known = inspect.signature(target).parameters
-    for key in arguments:
-        if key not in known:
-            raise UserError(f"optimizer.{key}: {cfg.optimizer._target_} has no such argument.{nearest(key, known)}")
-    optimizer = functools.partial(target, **arguments)
-    return FitSettings(trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed)
-
-
 def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path) -> TextDataModule:
     """The training rows as the teacher reads them."""
     tune = cfg.teacher.fine_tune
@@ -161,7 +79,7 @@ def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path) -> Te
 
 
 def make_teacher(
-    cfg: DictConfig, data: TextData, pair: Pair, task: Task, settings: FitSettings, cache: Path, logs: Logs
+    cfg: DictConfig, data: TextData, pair: Pair, task: Task, settings: FitSettings, cache: Path, logs: loggers.Logs
 ) -> Any:
     """Loads or fine-tunes the teacher; its head has the data's labels in the data's order."""
     node, directory = cfg.teacher, pair.directories["teacher"]
@@ -218,68 +136,11 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     return student
 
 
-class Logs:
-    """The loggers of a run. A stage is a W&B run of its own; all are finished whatever happens."""
-
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
-        self.output = Path(cfg.paths.output)
-        self.wandb: Any = None
-
-    def open(self, stage: str) -> list[Any]:
-        cfg = self.cfg
-        made = []
-        chosen: Any = cfg.get("logger") or {}
-        if "csv" in chosen:
-            made.append(loggers.csv_logger(self.output if stage == "distil" else self.output / stage))
-        if "wandb" in chosen and loggers.wandb_mode(chosen.wandb.mode) != "disabled" and local_rank() == 0:
-            self.close()
-            names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
-            tags = list(dict.fromkeys(names))
-            self.wandb = loggers.wandb_logger(self.output, stage, container(cfg), tags, container(cfg.logger.wandb))
-            made.append(self.wandb)
-        return made
-
-    def close(self, exit_code: int = 0) -> None:
-        import wandb
-
-        if self.wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=exit_code)
-        self.wandb = None
-
-    def report(self, finished: dict[str, Any], student: Path) -> None:
-        """The report as summary values and as a table; the student as an artifact when online."""
-        if self.wandb is None:
-            return
-        import wandb
-
-        run = self.wandb.experiment
-        header = ["model", *(name for name, _, _ in report.COLUMNS)]
-        rows = [[name, *report.cells(figures, finished["select"])] for name, figures in finished["models"].items()]
-        run.log({"report": wandb.Table(columns=list(header), data=list(rows))})
-        for name, figures in finished["models"].items():
-            run.summary.update({f"report/{name}/{key}": value for key, value in figures.items()})
-        if not run.settings._offline:
-            made = wandb.Artifact(f"student-{run.id}", type="model")
-            made.add_dir(str(student))
-            run.log_artifact(made)
-        else:
-            print(f"W&B: kept offline; to send it: wandb sync {self.output / 'wandb'}/offline-run-*")
-
-
-def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
-    if cfg.quant.name == "none":
-        return None
-    try:
-        return quantization.Settings(**container(cfg.quant))
-    except TypeError as error:
-        raise UserError(f"quant={cfg.quant.name}: {error}.") from error
-
-
 def train(cfg: DictConfig) -> float | None:
     """Everything. Returns the student's validation score, for a sweeper; None on ranks that do not report."""
     silence_transformers()
-    logs = Logs(cfg)
+    names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
+    logs = loggers.Logs(Path(cfg.paths.output), container(cfg), names)
     try:
         result = stages(cfg, logs)
     except BaseException:
@@ -289,7 +150,7 @@ def train(cfg: DictConfig) -> float | None:
     return result
 
 
-def stages(cfg: DictConfig, logs: Logs) -> float | None:
+def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     output, cache = Path(cfg.paths.output), Path(cfg.paths.cache).expanduser()
     settings, quant = fit_settings(cfg), quantization_settings(cfg)
     data = build(cfg.data.source)
@@ -300,11 +161,13 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
     check_token_level(losses, pair)
     claim(output, OmegaConf.to_yaml(cfg, resolve=True))
 
-    teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     rows = TextDataModule(
         data, pair.tokenizers, cache, cfg.data.batch_size, cfg.data.max_length, cfg.data.limit, cfg.data.num_workers,
         cfg.seed,
     )  # fmt: skip
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
+    print(f"Data: {sizes} rows; labels {', '.join(task.label_names)}")
+    teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
     on_gpu = settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
@@ -317,7 +180,7 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
     )
 
     student = make_student(cfg, pair, teacher, task)
-    say(rows, entries[0], student, losses, task, cfg)
+    say(entries[0], student, losses, task, cfg)
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     fitted = fit(
@@ -336,28 +199,8 @@ def stages(cfg: DictConfig, logs: Logs) -> float | None:
     if callback is not None:
         entries.append(save_converted(output, callback, pair, cfg, entries[-1].parameters))
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device)
-    logs.report(finished, output / "student")
+    logs.report(*report.rows(finished), finished["models"], output / "student")
     return float(entries[1].figures["validation"][task.select])
-
-
-def claim(output: Path, config: str) -> None:
-    """Writes config.yaml, and refuses a directory where another run did: two would overwrite each other's files."""
-    if local_rank() > 0:
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with (output / "config.yaml").open("x", encoding="utf-8") as file:
-            file.write(config)
-    except FileExistsError:
-        raise UserError(
-            f"{output} already belongs to a run (there is a config.yaml): start again, or name another directory with "
-            "hydra.run.dir=..."
-        ) from None
-
-
-def local_rank() -> int:
-    """0 but for the further processes of a job on several devices."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def fp32_bytes(model: Any) -> int:
@@ -366,18 +209,15 @@ def fp32_bytes(model: Any) -> int:
 
 
 def say(
-    rows: TextDataModule,
     teacher: report.Entry,
     student: Any,
     losses: dict[str, Loss],
     task: Task,
     cfg: DictConfig,
 ) -> None:
-    """What is about to happen, in four lines."""
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
+    """What is about to be trained, in three lines."""
     terms = " + ".join(f"{loss.weight:g} {name}" for name, loss in losses.items())
     config = student.config
-    print(f"Data: {cfg.data.name}, {sizes} rows; labels {', '.join(task.label_names)}")
     print(
         f"Teacher: {cfg.teacher.name}, {teacher.parameters / 1e6:.1f} M parameters, validation {task.select} "
         f"{teacher.figures['validation'][task.select]:.4f}"

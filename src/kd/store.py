@@ -195,3 +195,23 @@ def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def claim(output: Path, config: str) -> None:
+    """Writes config.yaml, and refuses a directory where another run did: two would overwrite each other's files."""
+    if local_rank() > 0:  # the first rank does it
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with (output / "config.yaml").open("x", encoding="utf-8") as file:
+            file.write(config)
+    except FileExistsError:
+        raise UserError(
+            f"{output} already belongs to a run (there is a config.yaml): start again, or name another directory with "
+            "hydra.run.dir=..."
+        ) from None
+
+
+def local_rank() -> int:
+    """0 but for the further processes of a job on several devices."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

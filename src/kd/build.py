@@ -1,0 +1,106 @@
+"""From the composed configuration to objects: the losses, the optimizer, the settings of each part."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from kd import models, quantization
+from kd.check import student_keep
+from kd.errors import UserError, nearest
+from kd.fit import FitSettings
+from kd.layer_map import kept_layers
+from kd.losses import Loss
+from kd.tasks import Task
+
+
+def build(node: DictConfig, **more: Any) -> Any:
+    """The object a ``_target_`` names. Raises UserError for a wrong target or argument."""
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **more)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
+        raise UserError(argument_error(node, error)) from error
+
+
+def find_target(name: str) -> Any:
+    try:
+        return hydra.utils.get_object(name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"_target_={name}: there is nothing of that name to import.") from error
+
+
+def argument_error(node: DictConfig, error: InstantiationException) -> str:
+    target = find_target(node._target_)
+    known = [name for name in inspect.signature(target).parameters if name != "self"]
+    unknown = [str(key) for key in node if str(key) not in known and not str(key).startswith("_")]
+    if unknown:
+        return (
+            f"{node._target_} has no argument {unknown[0]!r}.{nearest(unknown[0], known)} It takes {', '.join(known)}."
+        )
+    return f"{node._target_} could not be made: {error.__cause__ or error}"
+
+
+def container(node: Any) -> dict[str, Any]:
+    resolved = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(resolved, dict)
+    return resolved  # type: ignore[return-value]
+
+
+def fit_settings(cfg: DictConfig) -> FitSettings:
+    trainer = container(cfg.trainer)
+    if trainer["accelerator"] == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer=gpu: this machine has no CUDA device that torch can use. Take trainer=cpu.")
+    if trainer["accelerator"] == "auto" and not torch.cuda.is_available():
+        trainer["accelerator"] = "cpu"
+    if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU, and this machine has none: take bf16-mixed or 32-true."
+        )
+    arguments = container(cfg.optimizer)
+    if trainer["precision"] == "16-mixed" and arguments.get("fused"):
+        raise UserError(
+            "trainer.precision=16-mixed with optimizer.fused=true would clip gradients that are still scaled: add "
+            "optimizer.fused=false."
+        )
+    target = find_target(arguments.pop("_target_"))
+    known = inspect.signature(target).parameters
+    for key in arguments:
+        if key not in known:
+            raise UserError(f"optimizer.{key}: {cfg.optimizer._target_} has no such argument.{nearest(key, known)}")
+    optimizer = functools.partial(target, **arguments)
+    return FitSettings(trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed)
+
+
+def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
+    if cfg.quant.name == "none":
+        return None
+    try:
+        return quantization.Settings(**container(cfg.quant))
+    except TypeError as error:
+        raise UserError(f"quant={cfg.quant.name}: {error}.") from error
+
+
+def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
+    """The terms of conf/method/, set up on both architectures before anything is loaded."""
+    teacher = models.config_of(container(cfg.teacher.architecture), task)
+    if cfg.student.name == "layers":
+        student = copy.deepcopy(teacher)
+        kept = kept_layers(student_keep(cfg), cfg.student.num_layers, teacher.num_hidden_layers)
+        student.num_hidden_layers = len(kept)
+    else:
+        student = models.config_of(container(cfg.student.architecture), task)
+    losses = {}
+    for name, node in cfg.method.items():
+        if isinstance(node, DictConfig):
+            losses[str(name)] = loss = build(node)
+            loss.setup(student, teacher, task)
+    return losses
