@@ -5,6 +5,7 @@ Only hydra is imported here, so that a misspelled name is answered before torch 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
@@ -186,6 +187,8 @@ def run_one(cfg: DictConfig, failures: list[str]) -> float | None:
             traceback.print_exc()
         print(f"\n{error}", file=sys.stderr)
         failures.append(str(error))
+        with contextlib.suppress(OSError):
+            Path(cfg.paths.output).rmdir()  # hydra made it; leave none behind that is empty
         return None
 
 

@@ -34,8 +34,9 @@ def stored(
     cache: str,
 ) -> TextData:
     """Parquet files of the store (columns ``text`` and ``label``) or of a hub data set (columns renamed)."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()  # reading parquet takes no time worth one
     wanted = Wanted("dataset", name, hub_id, Path(store).expanduser())
     directory = fetch(wanted)
     columns = {} if directory == wanted.directory else dict(hub_columns)
@@ -43,6 +44,12 @@ def stored(
     splits = {}
     for split, paths in files.items():
         rows = Dataset.from_parquet([str(path) for path in paths], cache_dir=str(Path(cache).expanduser() / "text"))
+        absent = sorted(set(columns) - set(rows.column_names))
+        if absent:
+            raise UserError(
+                f"{directory}: the {split} files have no column {', '.join(absent)}, only "
+                f"{', '.join(rows.column_names)}: set data.source.hub_columns."
+            )
         rows = rows.rename_columns({old: new for old, new in columns.items() if old != new})
         if labelled(rows, split, len(label_names), directory):
             splits[split] = rows.select_columns(["text", "label"])
