@@ -64,6 +64,8 @@ def wandb_logger(
         mode=wandb_mode(settings["mode"]),
         settings=wandb.Settings(silent=True, console="off"),
     )  # fmt: skip
+    if run.url:
+        print(f"W&B ({stage}): {run.url}")
     return WandbLogger(experiment=run)
 
 
