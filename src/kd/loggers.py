@@ -64,7 +64,7 @@ def wandb_logger(
         mode=wandb_mode(settings["mode"]),
         settings=wandb.Settings(silent=True, console="off"),
     )  # fmt: skip
-    if run.url:
+    if run.settings.mode == "online":
         print(f"W&B ({stage}): {run.url}")
     return WandbLogger(experiment=run)
 
