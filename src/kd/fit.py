@@ -51,12 +51,12 @@ class Fitted:
 
 
 def log_interval(options: dict[str, Any], data: TextDataModule) -> int:
-    """``log_every_n_steps``, but a run of fewer steps is logged too."""
+    """``log_every_n_steps``, or less for a short run, whose curve has some twenty points then."""
     batches = len(data.batches(ranks=options["devices"] if isinstance(options["devices"], int) else 1))
     steps: int = math.ceil(batches / options["accumulate_grad_batches"]) * options["max_epochs"]
     if options["max_steps"] > 0:
         steps = min(steps, options["max_steps"])
-    return max(1, min(int(options["log_every_n_steps"]), steps))
+    return max(1, min(int(options["log_every_n_steps"]), steps // 20))
 
 
 def fit(

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kd.datamodule import TextDataModule
-from kd.store import write_text
+from kd.store import local_rank, write_text
 from kd.tasks.base import Task
 
 LATENCY_SHAPE = (1, 32)
@@ -42,7 +42,7 @@ def logits_of(model: Any, data: TextDataModule, split: str, role: str, device: t
     model.to(device).eval()
     loader = data.score_loader(split)
     found: dict[int, Tensor] = {}
-    for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0):
+    for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0, disable=local_rank() > 0):
         inputs = {name: tensor.to(device) for name, tensor in batch[role].items()}
         for row, logits in zip(batch["rows"].tolist(), model(**inputs).logits.float().cpu(), strict=True):
             found[row] = logits
@@ -234,7 +234,8 @@ def draw(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], pat
         steps, values = zip(*points, strict=True)
         short = name.removeprefix("train/loss/")
         total = name == "train/loss"
-        left.plot(steps, smoothed(values), label="weighted sum" if total else short, lw=2 if total else 1.2)
+        label, width = ("weighted sum", 2.0) if total else (short, 1.2)
+        left.plot(steps, smoothed(values), label=label, lw=width, marker="o" if len(steps) < 10 else None)
     left.set(xlabel="step", ylabel="loss (running mean)", title="Loss terms, unweighted")
     left.grid(alpha=0.3)
     if curves:
