@@ -45,6 +45,12 @@ class Progress(Callback):
             self.bar.set_postfix_str(f"validation {name} {trainer.callback_metrics[f'val/{name}']:.4f}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
