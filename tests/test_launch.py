@@ -47,6 +47,14 @@ SLIPS = [
     ("optimizer.lr=null", "give a learning rate"),
     ("method=hard ~method.hard", "has no loss term left"),
     ("student.architecture=null", "a group of settings"),
+    ("trainer.strategy=dpp", "Did you mean 'ddp'?"),
+    ("trainer.gradient_clip_val=-1", "must be 0 or more"),
+    ("student=layers student.keep=3", "such as [1,3,5]"),
+    ("student=layers student.keep=null", "such as [1,3,5]"),
+    ("method.patient.layers=[1,3]", "pairs [student layer, teacher layer]"),
+    ("method=[hard,logit]", "-m method=FIRST,SECOND"),
+    ("~quant", "name one quant"),
+    ("data.max_length=1", "take 3 tokens"),
 ]
 
 
@@ -149,6 +157,10 @@ def test_defaults_are_the_documented_ones() -> None:
             "quant.group_size=64 does not divide hidden_size=96",
         ),
         (["trainer=cpu", "trainer.precision=16-mixed"], "needs a GPU"),
+        (
+            ["student=layers", "teacher=minilm_l6", "student.architecture.hidden_size=128"],
+            "as wide as its teacher (384)",
+        ),
     ],
 )
 def test_contradictions_come_with_the_fix(lines: list[str], says: str) -> None:

@@ -65,6 +65,9 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this machine has none: take bf16-mixed or 32-true."
         )
+    devices, there = trainer["devices"], torch.cuda.device_count()
+    if trainer["accelerator"] != "cpu" and isinstance(devices, int) and devices > there:
+        raise UserError(f"trainer.devices={devices}: this machine has {there} GPU. Set trainer.devices={there}.")
     arguments = container(cfg.optimizer)
     if trainer["precision"] == "16-mixed" and arguments.get("fused"):
         raise UserError(
@@ -77,6 +80,10 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
         if key not in known:
             raise UserError(f"optimizer.{key}: {cfg.optimizer._target_} has no such argument.{nearest(key, known)}")
     optimizer = functools.partial(target, **arguments)
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"optimizer: {cfg.optimizer._target_} refuses these settings: {error}.") from error
     return FitSettings(trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed)
 
 

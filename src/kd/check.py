@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd.errors import UserError, nearest
 from kd.layer_map import kept_layers
@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu"),
+    "trainer.strategy": ("auto", "ddp"),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
@@ -51,9 +52,10 @@ def value_of(cfg: DictConfig, key: str) -> Any:
 
 def check_values(cfg: DictConfig) -> None:
     """Raises UserError for a value outside what its key can take, naming the nearest word."""
+    check_lists(cfg)
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
-        is_list = key in OR_A_LIST and not isinstance(value, str)
+        is_list = key in OR_A_LIST and isinstance(value, ListConfig)
         if value is not None and value not in words and not is_list:
             more = ", or a list" if key in OR_A_LIST else ""
             raise UserError(f"{key}={value}:{nearest(str(value), words)} Known: {', '.join(words)}{more}.")
@@ -65,12 +67,14 @@ def check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be a number above 0.")
         if key not in FRACTIONS and not isinstance(value, int):
             raise UserError(f"{key}={value}: must be a whole number, such as {round(value)}.")
-    for key in ("seed", "teacher.fine_tune.seed", "data.num_workers"):
-        if OmegaConf.select(cfg, key) < 0:
+    for key in ("seed", "teacher.fine_tune.seed", "data.num_workers", "trainer.gradient_clip_val"):
+        if (OmegaConf.select(cfg, key) or 0) < 0:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be 0 or more.")
     for key in ("trainer.max_steps", "teacher.fine_tune.max_steps"):
         if value_of(cfg, key) == 0 or value_of(cfg, key) < -1:
             raise UserError(f"{key}={value_of(cfg, key)}: give the number of steps, or -1 for no bound.")
+    if cfg.data.max_length < 3:
+        raise UserError(f"data.max_length={cfg.data.max_length}: [CLS], a word and [SEP] take 3 tokens.")
     if cfg.optimizer.get("lr") is None:
         raise UserError("optimizer.lr=null: give a learning rate.")
     if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
@@ -81,6 +85,25 @@ def check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be from {low} to below {high}.")
     for role in ("teacher", "student"):
         check_weights_word(role, cfg[role])
+
+
+def check_lists(cfg: DictConfig) -> None:
+    """Layers are given as a list of whole numbers, pairs of layers as a list of lists of two."""
+    if "keep" in cfg.student:
+        keep = cfg.student.keep
+        is_list = isinstance(keep, ListConfig) and all(isinstance(layer, int) for layer in keep)
+        if not is_list and not isinstance(keep, str):
+            raise UserError(f"student.keep={keep}: give uniform, first, last, or a list such as [1,3,5].")
+    for name, term in cfg.method.items():
+        layers = term.get("layers", "") if isinstance(term, DictConfig) else ""
+        pairs = isinstance(layers, ListConfig) and all(
+            isinstance(pair, ListConfig) and len(pair) == 2 and all(isinstance(i, int) for i in pair) for pair in layers
+        )
+        if not pairs and not isinstance(layers, str):
+            raise UserError(
+                f"method.{name}.layers={layers}: give a word, or pairs [student layer, teacher layer] counted from 1, "
+                "such as [[1,2],[2,4]]."
+            )
 
 
 def check_weights_word(role: str, node: DictConfig) -> None:
@@ -139,6 +162,11 @@ def contradictions(cfg: DictConfig) -> list[str]:
                 f"data.max_length={data.max_length} is more than the {positions} positions of {role}="
                 f"{cfg[role].name}: set data.max_length={positions} or less."
             )
+    if student_width(cfg) != teacher.architecture.hidden_size and cfg.student.name == "layers":
+        found.append(
+            f"student.architecture.hidden_size={student_width(cfg)}: student=layers is as wide as its teacher "
+            f"({teacher.architecture.hidden_size}); leave it out, or name another student."
+        )
     own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
     if not own and data.name != "demo":
         found.append(
@@ -149,6 +177,10 @@ def contradictions(cfg: DictConfig) -> list[str]:
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
         found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
     return found
+
+
+def student_width(cfg: DictConfig) -> int:
+    return int(cfg.student.architecture.hidden_size)
 
 
 def quantization_contradictions(cfg: DictConfig) -> list[str]:

@@ -89,10 +89,16 @@ def check_groups(overrides: list[Override]) -> None:
             raise UserError(
                 f"{override.input_line}: name a file of conf/{key}/, and set its keys singly: {key}.KEY=VALUE."
             )
+        if key != "logger" and (isinstance(value, list) or override.is_delete()):
+            raise UserError(
+                f"{override.input_line}: name one {key} ({', '.join(options(key))}); to run several one after another: "
+                f"-m {key}=FIRST,SECOND"
+            )
         names = value if isinstance(value, list) else [value]
         for name in names:
             known = options(key)
-            if (name is not None or key not in ("experiment", "logger")) and str(name) not in known:
+            nothing = name is None and (key in ("experiment", "logger") or override.is_delete())
+            if not nothing and str(name) not in known:
                 raise UserError(
                     f"{key}={name}: there is no {key} of that name.{nearest(str(name), known)} "
                     f"Known: {', '.join(known)}."
@@ -153,7 +159,7 @@ def check_command_line(lines: list[str]) -> None:
         parsed = [o for o in OverridesParser.create().parse_overrides(lines) if not o.key_or_group.startswith("hydra")]
         for single in variants(parsed):
             groups = [o for o in single if is_group(o.key_or_group)]
-            check_groups([o for o in groups if not o.is_delete()])
+            check_groups(groups)
             group_lines = [str(o.input_line) for o in groups]
             check_keys([o for o in single if o not in groups], group_lines)
             base = {name for name, _, _ in flat(plain(compose(group_lines)))}

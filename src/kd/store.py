@@ -121,8 +121,8 @@ def require(wanted: list[Wanted]) -> None:
         f"Missing: {what}. Looked in {where}, then in the hub's cache {HF_HUB_CACHE}; "
         f"{hub_address()[0]} cannot be reached from here{offline}. With a network, fetch once:\n{fixes}\n"
         f"or copy config.json, model.safetensors and the tokenizer (a data set: train.parquet and dev.parquet) "
-        f"into the directory named for it (KD_STORE moves them). Without any weights: teacher.weights=random "
-        f"student.weights=random tries the machinery, and experiment=demo runs all of it on made-up text."
+        f"into the directory named for it (KD_STORE moves them). Without any weights or "
+        f"data, experiment=demo runs everything on made-up text."
     )
 
 
