@@ -28,7 +28,7 @@ def report(latency: float | None = None) -> dict[str, Any]:
         "teacher": figures(0.9, 4_000_000, 2.0), "student": figures(0.88, 2_000_000, 1.0),
         "student-int8": figures(0.87, 500_000, latency),
     }  # fmt: skip
-    return {"select": "accuracy", "models": models}
+    return {"select": "accuracy", "models": models, "teacher_beats_chance": True}
 
 
 def test_the_table_shows_what_was_not_measured_as_a_dash() -> None:
@@ -43,6 +43,7 @@ def test_the_sentence_says_when_int8_is_slower() -> None:
     assert "2.0 times slower than float at batch 1" in sentence(report(2.0))
     assert "0.50 times the float student's time" in sentence(report(0.5))
     assert "25 % of the float student's bytes at -1.00 points" in sentence(report())
+    assert "does not beat guessing" in sentence(report() | {"teacher_beats_chance": False})
     assert "keeps 97.8 % of the teacher's test accuracy with 2.0 times fewer bytes" in sentence(report())
 
 

@@ -172,6 +172,8 @@ def sentence(report: dict[str, Any]) -> str:
         f"The student keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select} with "
         f"{models['teacher']['weights_bytes'] / student['weights_bytes']:.1f} times fewer bytes of weights."
     )
+    if not report["teacher_beats_chance"]:
+        text = "The teacher does not beat guessing, so retention and agreement say nothing."
     if last is student:
         return text
     change = 100 * (last[split][select] - student[split][select])

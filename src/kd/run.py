@@ -172,7 +172,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     on_gpu = settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
     report.score(entries, rows, task, device)
-    check_score(
+    knows = check_score(
         entries[0].figures["validation"][task.select],
         rows.splits["validation"].labels,
         task,
@@ -198,7 +198,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     entries.append(save_student(output, student, pair, cfg))
     if callback is not None:
         entries.append(save_converted(output, callback, pair, cfg, entries[-1].parameters))
-    finished = finish_report(cfg, entries, rows, task, fitted, callback, device)
+    finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
     logs.report(*report.rows(finished), finished["models"], output / "student")
     return float(entries[1].figures["validation"][task.select])
 
@@ -250,7 +250,7 @@ def save_converted(
 
 def finish_report(
     cfg: DictConfig, entries: list[report.Entry], rows: TextDataModule, task: Task, fitted: Fitted,
-    callback: QuantizationCallback | None, device: torch.device,
+    callback: QuantizationCallback | None, device: torch.device, teacher_beats_chance: bool,
 ) -> dict[str, Any]:  # fmt: skip
     report.score(entries, rows, task, device)
     if cfg.report.measure:
@@ -261,6 +261,7 @@ def finish_report(
     finished = {
         "title": f"{cfg.teacher.name} to {cfg.student.name} by {cfg.method.name}, {cfg.quant.name}, on {cfg.data.name}",
         "select": task.select,
+        "teacher_beats_chance": teacher_beats_chance,
         "models": {entry.name: entry.figures for entry in entries},
         "quantization": str(callback.summary) if callback else "none",
         "about": {

@@ -128,12 +128,12 @@ def check_labels(model: Any, task: Task, gate: bool) -> None:
     name_labels(model, task)
 
 
-def check_score(score: float, labels: Tensor, task: Task, gate: bool) -> None:
-    """The gate: the teacher must beat the score that needs no model, beyond chance."""
+def check_score(score: float, labels: Tensor, task: Task, gate: bool) -> bool:
+    """The gate: whether the teacher beats the score that needs no model, beyond chance. Raises if it must."""
     chance, meaning = task.chance(labels)
     low, high = wilson_interval(score, len(labels))
     if low > chance:
-        return
+        return True
     text = (
         f"The teacher's validation {task.select} is {score:.4f} (95 % interval {low:.4f} to {high:.4f} on "
         f"{len(labels)} rows); {meaning} gives {chance:.4f}."
@@ -144,3 +144,4 @@ def check_score(score: float, labels: Tensor, task: Task, gate: bool) -> None:
             "another one, or teacher.gate=false to go on all the same."
         )
     print(f"{text} Going on, for teacher.gate=false.")
+    return False
