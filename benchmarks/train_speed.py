@@ -14,14 +14,18 @@ import itertools
 import os
 import statistics
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 from kd.noise import silence
 
 silence()
 
+import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from kd import demo, models, sources  # noqa: E402
@@ -36,6 +40,7 @@ from kd.tasks import Classification  # noqa: E402
 METHODS = ["hard", "logit", "pkd", "feature"]
 PRECISIONS = ["32-true", "bf16-mixed"]
 BATCH = 32
+WARM_UP = 5
 
 
 def text(cache: Path) -> tuple[sources.TextData, object]:
@@ -47,6 +52,20 @@ def text(cache: Path) -> tuple[sources.TextData, object]:
         return made, made.tokenizer
     data = sources.stored("sst2", "", {}, ["negative", "positive"], str(store), str(cache))
     return data, models.load_tokenizer(directory)
+
+
+class Clock(Callback):
+    """Times the steps after the warm-up: no start, no validation, no checkpoint."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.seconds = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == WARM_UP:
+            self.start = time.perf_counter()
+        elif trainer.global_step == self.last:
+            self.seconds = time.perf_counter() - self.start
 
 
 def samples_per_second(method: str, precision: str, steps: int, data: TextDataModule, directory: Path) -> float:
@@ -61,8 +80,9 @@ def samples_per_second(method: str, precision: str, steps: int, data: TextDataMo
     trainer = container(cfg.trainer) | {"accelerator": "cpu", "precision": precision, "max_steps": steps}
     settings = FitSettings(trainer, functools.partial(torch.optim.AdamW, lr=1e-4, fused=True), "linear", 0.06, 0)
     frozen = FrozenTeacher(teacher, signals) if signals else None
-    fitted = fit(student, task, losses, frozen, data, settings, directory, f"{method} {precision}")
-    return steps * BATCH / fitted.seconds
+    clock = Clock(steps)
+    fit(student, task, losses, frozen, data, settings, directory, f"{method} {precision}", callbacks=[clock])
+    return (steps - WARM_UP) * BATCH / clock.seconds
 
 
 def main() -> None:
