@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import kd
-from kd import demo, quantization
+from kd import demo, quantization, quantized_embedding
 from kd.artefact import save_quantized
 from kd.errors import UserError
-from kd.quantization import QuantizedEmbedding, Settings, dequantize_rows, quantize_rows
+from kd.quantization import Settings
+from kd.quantized_embedding import FakeQuantizedEmbedding, QuantizedEmbedding, dequantize_rows, quantize_rows
 
 NAMES = ["int8", "int8_qat", "int4", "int4_qat"]
 
@@ -142,19 +143,19 @@ def test_prepare_keeps_the_parameters_themselves() -> None:
 
 def test_embeddings_look_up_first_and_learn_only_the_rows_used() -> None:
     table = nn.Embedding(1000, 32)
-    fake = quantization.FakeQuantizedEmbedding.of(table, 8, 32)
+    fake = FakeQuantizedEmbedding.of(table, 8, 32)
     seen: list[torch.Size] = []
-    real = quantization.quantize_rows
+    real = quantized_embedding.quantize_rows
 
     def spy(rows: torch.Tensor, bits: int, group: int) -> Any:
         seen.append(rows.shape)
         return real(rows, bits, group)
 
-    quantization.quantize_rows = spy
+    quantized_embedding.quantize_rows = spy
     try:
         fake(torch.tensor([[3, 5, 3]])).sum().backward()
     finally:
-        quantization.quantize_rows = real
+        quantized_embedding.quantize_rows = real
     assert seen == [torch.Size([1, 3, 32])]
     assert table.weight.grad is not None
     assert table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [3, 5]

@@ -161,23 +161,13 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     check_token_level(losses, pair)
     claim(output, OmegaConf.to_yaml(cfg, resolve=True))
 
-    rows = TextDataModule(
-        data, pair.tokenizers, cache, cfg.data.batch_size, cfg.data.max_length, cfg.data.limit, cfg.data.num_workers,
-        cfg.seed,
-    )  # fmt: skip
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
-    print(f"Data: {sizes} rows; labels {', '.join(task.label_names)}")
+    rows = student_rows(cfg, data, pair, cache, task)
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
-    on_gpu = settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+    device = scoring_device(settings)
     report.score(entries, rows, task, device)
-    knows = check_score(
-        entries[0].figures["validation"][task.select],
-        rows.splits["validation"].labels,
-        task,
-        cfg.teacher.gate,
-    )
+    score, labels = entries[0].figures["validation"][task.select], rows.splits["validation"].labels
+    knows = check_score(score, labels, task, cfg.teacher.gate)
 
     student = make_student(cfg, pair, teacher, task)
     say(entries[0], student, losses, task, cfg)
@@ -187,11 +177,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
         f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil"), [callback] if callback else [],
     )  # fmt: skip
-    leader = fitted.trainer.is_global_zero
-    if torch.distributed.is_initialized():  # what follows is one rank's work, and must wait for no other
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    if not leader:
+    if not leads_alone(fitted):
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
@@ -201,6 +187,31 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
     logs.report(*report.rows(finished), finished["models"], output / "student")
     return float(entries[1].figures["validation"][task.select])
+
+
+def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task: Task) -> TextDataModule:
+    """The rows as student and teacher read them while distilling."""
+    rows = TextDataModule(
+        data, pair.tokenizers, cache, cfg.data.batch_size, cfg.data.max_length, cfg.data.limit, cfg.data.num_workers,
+        cfg.seed,
+    )  # fmt: skip
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
+    print(f"Data: {sizes} rows; labels {', '.join(task.label_names)}")
+    return rows
+
+
+def scoring_device(settings: FitSettings) -> torch.device:
+    on_gpu = settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+
+
+def leads_alone(fitted: Fitted) -> bool:
+    """Dissolves the group of ranks, since what follows is one rank's work; whether this is that rank."""
+    leader = fitted.trainer.is_global_zero
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return leader
 
 
 def fp32_bytes(model: Any) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
-from kd.fit import FitSettings, fit
+from kd.fit import FitSettings, Fitted, fit
 from kd.losses import HardLabelLoss
 from kd.models import Loaded, load_model, name_labels, reorder_labels
 from kd.store import content_key, locked, new_directory, write_text
@@ -70,35 +72,41 @@ def fine_tuned(
         cache / "teachers" / f"{name}-{data.data.name}-{teacher_key(identity, tokenizer, data, task, tune, settings)}"
     )
     with locked(kept):
-        if (kept / "kd.json").is_file():
-            try:
-                model = load_model(kept, task).model
-                print(f"Teacher: fine-tuned earlier, from {kept}")
-                return model
-            except Exception as error:  # whatever is wrong with the files: they can be made again
-                print(f"Teacher: {kept} cannot be read ({type(error).__name__}: {error}); fine-tuning anew.")
-        model = loaded.model
+        model = earlier(kept, task)
+        if model is not None:
+            return model
         loss = HardLabelLoss(weight=1.0)
-        loss.setup(model.config, model.config, task)
+        loss.setup(loaded.model.config, loaded.model.config, task)
         with new_directory(kept) as unfinished:
             fitted = fit(
-                model.requires_grad_(True), task, {"hard": loss}, None, data, settings, unfinished,
+                loaded.model.requires_grad_(True), task, {"hard": loss}, None, data, settings, unfinished,
                 f"Fine-tuning the teacher {name}", loggers(),
             )  # fmt: skip
-            model = fitted.module.student.to("cpu").eval()
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
-            for file in (unfinished / "checkpoints").iterdir():
-                file.unlink()
-            (unfinished / "checkpoints").rmdir()
-            about = {
-                "validation": fitted.best_score,
-                "steps": fitted.steps,
-                "seconds": round(fitted.seconds, 1),
-            }
-            write_text(unfinished / "kd.json", json.dumps(about, indent=2))
+            keep(fitted, tokenizer, unfinished)
         print(f"Teacher: fine-tuned in {fitted.seconds:.0f} s, kept in {kept}")
-        return model
+        return fitted.module.student.to("cpu").eval()
+
+
+def earlier(kept: Path, task: Task) -> Any | None:
+    """The model an earlier run kept; None if there is none, or none that can be read, which is said."""
+    if not (kept / "kd.json").is_file():
+        return None
+    try:
+        model = load_model(kept, task).model
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # broken files: they can be made again
+        print(f"Teacher: {kept} cannot be read ({type(error).__name__}: {error}); fine-tuning anew.")
+        return None
+    print(f"Teacher: fine-tuned earlier, from {kept}")
+    return model
+
+
+def keep(fitted: Fitted, tokenizer: Any, directory: Path) -> None:
+    """Model, tokenizer and how it went; the checkpoints of the fit go."""
+    fitted.module.student.to("cpu").save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    shutil.rmtree(directory / "checkpoints")
+    about = {"validation": fitted.best_score, "steps": fitted.steps, "seconds": round(fitted.seconds, 1)}
+    write_text(directory / "kd.json", json.dumps(about, indent=2))
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
