@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from kd.datamodule import TextDataModule
 from kd.picture import draw
-from kd.store import local_rank, write_text
+from kd.store import rank, write_text
 from kd.tasks.base import Task
 
 LATENCY_SHAPE = (1, 32)
@@ -43,7 +43,7 @@ def logits_of(model: Any, data: TextDataModule, split: str, role: str, device: t
     model.to(device).eval()
     loader = data.score_loader(split)
     found: dict[int, Tensor] = {}
-    for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0, disable=local_rank() > 0):
+    for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0, disable=rank() > 0):
         inputs = {name: tensor.to(device) for name, tensor in batch[role].items()}
         for row, logits in zip(batch["rows"].tolist(), model(**inputs).logits.float().cpu(), strict=True):
             found[row] = logits
