@@ -21,8 +21,6 @@ FEW = 5
 
 def compare(places: Sequence[Path], sort: str | None = None, out: Path | None = None) -> str:
     """The tables as text; with ``out`` also compare.md, compare.csv and compare.png there. Raises UserError."""
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: name a directory for compare.md, compare.csv and compare.png.")
     runs, unfinished = find(places)
     found = compared(runs)
     column = sort_column(sort, found) if sort else None
@@ -30,21 +28,30 @@ def compare(places: Sequence[Path], sort: str | None = None, out: Path | None = 
         one.rows = ranked(one.rows, column or one.score, one.score)
     text = "\n\n".join([*(section(one, column, len(found) > 1) for one in found), *filter(None, [said(unfinished)])])
     if out is not None:
-        from kd.comparison_picture import draw
-
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "compare.csv", csv_text(found))
-        draw(found, out / "compare.png")
-        write_text(out / "compare.md", f"# Comparison\n\n{text}\n\n![compare](compare.png)\n")
+        try:
+            write(out, found, text)
+        except OSError as error:
+            raise UserError(f"--out {out}: {error}. Name a directory that can be written to.") from error
     return text
+
+
+def write(out: Path, found: Sequence[Comparison], text: str) -> None:
+    from kd.comparison_picture import draw
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "compare.csv", csv_text(found))
+    draw(found, out / "compare.png")
+    write_text(out / "compare.md", f"# Comparison\n\n{text}\n\n![compare](compare.png)\n")
 
 
 def section(one: Comparison, column: str | None, headed: bool) -> str:
     """A table, with what is common above it and what to know below it."""
     split = column if column in ("validation", "test") else one.score
-    legend = f"mean ± sample standard deviation of n seeds; retention and agreement in % of the teacher, on {one.score}"
+    legend = (
+        f"Mean ± sample standard deviation of n seeds; retention and agreement in % of the teacher, on {one.score}."
+    )
     lines = [line for line in (verdict(one, split), *notes(one)) if line]
-    parts = [heading(one), table(one), "\n".join([f"{legend[0].upper()}{legend[1:]}.", *lines])]
+    parts = [heading(one), table(one), "\n".join([legend, *lines])]
     return "\n\n".join([f"## {one.data}, {one.select}", *parts] if headed else parts)
 
 
@@ -64,7 +71,12 @@ def table(one: Comparison) -> str:
     ]  # fmt: skip
     header = [*one.keys, "model", "n", *(name for name, _ in shown)]
     rows = [
-        [*row.label.values(), row.model, str(row.n), *(cell(row, name, form) for name, form in shown)]
+        [
+            *(value or NONE for value in row.label.values()),
+            row.model,
+            str(row.n),
+            *(cell(row, name, form) for name, form in shown),
+        ]
         for row in one.rows
     ]
     return markdown_table(header, rows, left=len(one.keys) + 1)
@@ -82,8 +94,9 @@ def cell(row: Row, column: str, form: str) -> str:
     return f"{text} {unit}".rstrip() + missing
 
 
-def name_of(row: Row) -> str:
-    return f"{title(row.label)}, {row.model}"
+def name_of(row: Row, other: Row) -> str:
+    """What to call a row beside another one."""
+    return f"{title({key: value for key, value in row.label.items() if value != other.label[key]})}, {row.model}"
 
 
 def verdict(one: Comparison, split: str) -> str:
@@ -95,7 +108,8 @@ def verdict(one: Comparison, split: str) -> str:
     if first is None or second is None:
         return single if all(row.n < 2 for row in one.rows) else ""
     difference = 100 * (first.mean(split) - second.mean(split))
-    text = f"Best by {split} {one.select}: {name_of(first)}, {difference:.2f} points before {name_of(second)}"
+    names = f"{name_of(first, second)}, {difference:.2f} points before {name_of(second, first)}"
+    text = f"Best by {split} {one.select}: {names}"
     fewest = min(len(row.values[split]) for row in (first, second))
     if fewest < 2:
         return f"{text}. {single if all(row.n < 2 for row in one.rows) else 'One of them has one seed: no error.'}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from kd.errors import UserError, nearest
 from kd.found import NAMES, Run
-from kd.groups import NONE, Group, made_groups, word
+from kd.groups import Group, made_groups, word
 from kd.table import COLUMNS, SMALLER_IS_BETTER, TIMED
 
 METRICS = [name for name, _, _ in COLUMNS]
@@ -116,8 +116,9 @@ def teacher_rows(groups: Sequence[Group], select: str) -> list[Row]:
 
 
 def common_label(groups: Sequence[Group]) -> dict[str, str]:
+    """Empty where the groups differ."""
     first = groups[0].label
-    return {key: value if all(g.label[key] == value for g in groups) else NONE for key, value in first.items()}
+    return {key: value if all(g.label[key] == value for g in groups) else "" for key, value in first.items()}
 
 
 def ranked(rows: Sequence[Row], column: str, score: str) -> list[Row]:
@@ -133,7 +134,7 @@ def ranked(rows: Sequence[Row], column: str, score: str) -> list[Row]:
         try:
             return 0, float(text), ""
         except ValueError:
-            return 1, 0.0, text
+            return 1 if text else 2, 0.0, text  # a teacher of several groups comes last
 
     return sorted(rows, key=lambda row: (key(row, column), key(row, score)))
 

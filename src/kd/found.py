@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from kd.errors import UserError
 
 NAMES = ("data", "teacher", "student", "method", "quant")
-NO_RESULT = (  # settings that do not determine the scores
+NO_RESULT = (  # settings that do not determine the scores of a run that finished
     "paths", "logger", "debug", "report.measure", "report.measure_seconds", "data.num_workers",
-    "data.source.store", "data.source.cache", "trainer.log_every_n_steps",
+    "data.source.store", "data.source.cache", "teacher.gate", "trainer.log_every_n_steps",
 )  # fmt: skip
 
 
@@ -79,6 +79,11 @@ def read_run(directory: Path) -> Run:
     return Run(directory, report, kept, seed, (directory / "report.json").stat().st_mtime)
 
 
+def refuse(error: OSError) -> None:
+    """os.walk passes over what it may not read; nothing is left out in silence here."""
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+
 def run_directories(place: Path) -> Iterator[tuple[Path, bool]]:
     """Every directory at or below the place with a report (True) or with a config.yaml alone (False)."""
     if place.is_file() and place.name == "report.json":
@@ -86,7 +91,7 @@ def run_directories(place: Path) -> Iterator[tuple[Path, bool]]:
         return
     if not place.is_dir():
         raise UserError(f"{place}: no such directory. Give directories of runs or of sweeps, or report.json files.")
-    for here, below, files in os.walk(place):
+    for here, below, files in os.walk(place, onerror=refuse):
         below[:] = sorted(name for name in below if name != "wandb" and not name.startswith("."))  # copies, unfinished
         if "report.json" in files or "config.yaml" in files:
             yield Path(here), "report.json" in files

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd.found import NAMES, Run, leaves
 from kd.launch import conf_dir
 
-NONE = "–"  # a group has no such setting, or a teacher serves groups that differ in it
+NONE = "–"  # a group has no such setting
 
 
 @dataclass
@@ -36,7 +36,10 @@ def word(value: Any) -> str:
 
 
 def title(label: dict[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in label.items() if value != NONE)
+    """What to call a group; empty for what is common to groups that differ in everything."""
+    told = {key: value for key, value in label.items() if value}
+    known = {key: value for key, value in told.items() if value != NONE}
+    return ", ".join(f"{key}={value}" for key, value in (known or told).items())
 
 
 def made_groups(runs: Sequence[Run]) -> list[Group]:
