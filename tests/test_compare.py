@@ -164,20 +164,21 @@ def test_teachers_of_one_group_that_score_differently_are_averaged(tmp_path: Pat
 
 
 def test_the_newest_run_of_a_seed_counts(tmp_path: Path) -> None:
-    made(tmp_path / "b", 0.9)
-    made(tmp_path / "a", 0.7)
+    made(tmp_path / "a", 0.9)
+    made(tmp_path / "b", 0.7)
     made(tmp_path / "c", 0.8, 1)
-    os.utime(tmp_path / "a" / "report.json", (1, 1))
+    os.utime(tmp_path / "b" / "report.json", (1, 1))
     text = compare([tmp_path, tmp_path / "b", tmp_path / "c" / "report.json"])  # named twice is found once
     row = next(row for row in cells(text) if row[0] == "student")
     assert (row[1], row[3]) == ("2", "0.8500 ± 0.0707")
-    assert f"Not counted: {tmp_path / 'a'}, repeated with the same settings and seed by {tmp_path / 'b'}." in text
+    assert f"Not counted: {tmp_path / 'b'}, repeated with the same settings and seed by {tmp_path / 'a'}." in text
     assert "2 runs of one group, seed=0,1 each" in text
 
 
 def test_runs_without_a_report_are_named(sweep: Path) -> None:
     made(sweep / "stopped", finished=False)
     made(sweep / "logit-0" / "wandb" / "files", finished=False)  # W&B's copy of the same config.yaml
+    made(sweep / ".hidden", finished=False)
     (sweep / "not-a-run").mkdir()
     (sweep / "not-a-run" / "config.yaml").write_text("model: 3\n")
     assert compare([sweep]).endswith(
