@@ -29,8 +29,8 @@ POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
     "student.num_layers",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
-    "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices", "trainer.num_nodes",
-    "report.measure_seconds", "method.soft.temperature", "quant.group_size",
+    "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
+    "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
 )  # fmt: skip
 FRACTIONS = (
     "teacher.fine_tune.lr", "optimizer.lr", "report.measure_seconds", "method.soft.temperature",

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kd import resume
 from kd.errors import Preempted, UserError
@@ -166,6 +166,9 @@ def end_of_sweep() -> int:
     print(f"\nSweep: {finished} runs finished, {len(failures)} failed, in {directory}")
     for path in failures:
         print(f"  {path.parent.name}: {path.read_text(encoding='utf-8').strip().splitlines()[0]}")
+    search = directory / "optimization_results.yaml"  # of Optuna
+    if search.is_file():
+        print(f"Best, with what stands in {search}: {OmegaConf.to_yaml(OmegaConf.load(search)).strip()}")
     if finished:
         print(f"Compare them: kd compare {directory}")
     return 1 if failures else 0

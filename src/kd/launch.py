@@ -6,6 +6,7 @@ Only hydra is imported here, so that a misspelled name is answered before torch 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import sys
 import traceback
@@ -26,6 +27,13 @@ from kd.errors import UserError, nearest
 from kd.job import end_of_sweep, run_one
 
 NARROW = 768
+PLUGINS = (  # override, its module, the extra that brings it
+    ("hydra/sweeper=search", "hydra_optuna_sweeper", "optuna"),
+    ("hydra/sweeper=optuna", "hydra_optuna_sweeper", "optuna"),
+    ("hydra/launcher=joblib", "hydra_joblib_launcher", "joblib"),
+    ("hydra/launcher=submitit_slurm", "hydra_submitit_launcher", "submitit"),
+    ("hydra/launcher=submitit_local", "hydra_submitit_launcher", "submitit"),
+)
 
 
 def default_lr(hidden_size: Any) -> float:
@@ -179,6 +187,18 @@ def resumed(args: Any) -> Path | None:
     return directory
 
 
+def check_plugins(overrides: list[str]) -> None:
+    """Sweepers and launchers that are extras are there, and none looks for the worst model."""
+    for override, module, extra in PLUGINS:
+        if override in overrides and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
+            raise UserError(f"{override} needs a plugin: pip install -e '.[{extra}]'")
+    if "hydra/sweeper=optuna" in overrides and not any("sweeper.direction=" in line for line in overrides):
+        raise UserError(
+            "hydra/sweeper=optuna minimizes unless told otherwise, and kd's score is the better the higher: take "
+            "hydra/sweeper=search, or add hydra.sweeper.direction=maximize."
+        )
+
+
 def check_started_together(args: Any) -> None:
     """Processes that torchrun or srun started side by side must agree on the run directory."""
     count = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
@@ -199,6 +219,7 @@ def main() -> None:
     if not (args.help or args.hydra_help or args.info or args.shell_completion):
         try:
             check_command_line(list(args.overrides))
+            check_plugins(args.overrides)
             check_started_together(args)
             directory = resumed(args)
         except UserError as error:

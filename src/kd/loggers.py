@@ -122,7 +122,9 @@ class Logs:
         if "csv" in self.chosen:
             made.append(csv_logger(self.output if stage == "distil" else self.output / stage, done))
         wandb = self.chosen.get("wandb")
-        if wandb and wandb_mode(wandb["mode"]) != "disabled" and rank() == 0:
+        if wandb and stage == "teacher" and "WANDB_SWEEP_ID" in os.environ:
+            print("W&B: an agent's run holds the distillation alone; the teacher's metrics are in teacher/metrics.csv")
+        elif wandb and wandb_mode(wandb["mode"]) != "disabled" and rank() == 0:
             self.wandb = wandb_logger(self.output, stage, self.config, self.tags, wandb)
             made.append(self.wandb)
         return made
@@ -135,15 +137,16 @@ class Logs:
         self.wandb = None
 
     def report(
-        self, header: Sequence[str], rows: Sequence[Sequence[str]], models: dict[str, Any], student: Path
+        self, score: float, header: Sequence[str], rows: Sequence[Sequence[str]], models: dict[str, Any], student: Path
     ) -> None:
-        """The report as a table and as summary values; the student as an artifact when online."""
+        """The report as a table and as summary values, ``score`` for W&B's sweeps; online the student, too."""
         if self.wandb is None:
             return
         import wandb
 
         run = self.wandb.experiment
         run.log({"report": wandb.Table(columns=list(header), data=[list(row) for row in rows])})
+        run.summary["score"] = score
         for name, figures in models.items():
             run.summary.update({f"report/{name}/{key}": value for key, value in figures.items()})
         if wandb_mode(self.chosen["wandb"]["mode"]) == "offline":

@@ -191,8 +191,9 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     if callback is not None:
         entries.append(save_converted(output, callback, pair, cfg, entries[-1].parameters))
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
-    logs.report(*report.rows(finished), finished["models"], output / "student")
-    return float(entries[1].figures["validation"][task.select])
+    score = float(entries[1].figures["validation"][task.select])
+    logs.report(score, *report.rows(finished), finished["models"], output / "student")
+    return score
 
 
 def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task: Task) -> TextDataModule:
