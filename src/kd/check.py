@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,17 @@ def wanted(cfg: DictConfig) -> list[Wanted]:
     return needs
 
 
+def check_cache(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:
+        raise UserError(
+            f"paths.cache={cache} cannot be written ({error.strerror}): fine-tuned teachers and tokenised text are "
+            "kept there. Name another directory: KD_CACHE=DIR in the environment, or paths.cache=DIR."
+        ) from error
+
+
 def check_before_loading(cfg: DictConfig) -> None:
     """Raises UserError with every contradiction, or with everything that is missing."""
     num_layers(cfg, "student")
@@ -217,4 +229,5 @@ def check_before_loading(cfg: DictConfig) -> None:
         raise UserError("\n".join(found))
     if "wandb" in (cfg.get("logger") or ()):
         wandb_mode(cfg.logger.wandb.mode)
+    check_cache(Path(cfg.paths.cache).expanduser())
     require(wanted(cfg))

@@ -46,8 +46,9 @@ class WholeFiles(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(place)
-        except OSError:
+        except OSError as error:
             unfinished.unlink(missing_ok=True)
+            error.filename = str(place)  # a full disk is met while writing, and then has no name
             raise
 
 

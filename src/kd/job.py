@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -144,13 +145,13 @@ def full_disk(error: BaseException | None, output: Path) -> str | None:
     """The paragraph for a disk without room, whichever library met it; None for another error."""
     seen: BaseException | None = error
     while seen is not None:
-        text = str(seen)
-        if getattr(seen, "errno", None) in FULL or any(part in text for part in ("StorageFull", "No space left")):
-            where = getattr(seen, "filename", None) or f"below {output}, or in the cache"
-            reason = os.strerror(seen.errno) if isinstance(seen, OSError) and seen.errno else "No space left on device"
+        number = getattr(seen, "errno", None) or re.search(r"os error (\d+)", str(seen))  # safetensors tells in words
+        code = int(number[1]) if isinstance(number, re.Match) else number
+        if code in FULL:
+            where = getattr(seen, "filename", None) or f"a file below {output}"
             return (
-                f"Writing failed: {reason} ({where}). Files that were complete before are whole. Make room, then go on "
-                f"with: python train.py resume={output}"
+                f"Writing {where} failed: {os.strerror(code)}. What was complete before is whole. Make room, then go "
+                f"on with: python train.py resume={output}"
             )
         seen = seen.__cause__ or seen.__context__
     return None

@@ -88,7 +88,7 @@ def fine_tuned(
         loss = HardLabelLoss(weight=1.0)
         loss.setup(loaded.model.config, loaded.model.config, task)
         work = kept.with_name(f".{kept.name}.work")  # stays where a run was stopped: the next one goes on from there
-        done = steps_done(work)
+        done = steps_begun(work)
         if done:
             print(f"Teacher: going on after {done} steps that an earlier run did")
         fitted = fit(
@@ -100,6 +100,16 @@ def fine_tuned(
         shutil.rmtree(work)
         print(f"Teacher: fine-tuned in {fitted.seconds:.0f} s, kept in {kept}")
         return fitted.module.student.to("cpu").eval()
+
+
+def steps_begun(work: Path) -> int:
+    """What a run that was stopped had done; 0, and nothing left, if its state cannot be read."""
+    try:
+        return steps_done(work)
+    except UserError as error:
+        print(f"Teacher: {error} It was deleted.")
+        shutil.rmtree(work)
+        return 0
 
 
 def earlier(kept: Path, task: Task) -> Any | None:
