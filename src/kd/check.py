@@ -51,8 +51,8 @@ def value_of(cfg: DictConfig, key: str) -> Any:
 
 def check_values(cfg: DictConfig) -> None:
     """Raises UserError for a value outside what its key can take, naming the nearest word."""
-    check_fields(cfg)  # first: sizes are computed with below
     check_lists(cfg)
+    check_fields(cfg)  # before the others: they compute with sizes
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
         is_list = key in OR_A_LIST and isinstance(value, ListConfig)
@@ -85,8 +85,7 @@ def check_values(cfg: DictConfig) -> None:
         value = value_of(cfg, key)
         if value is not None and not low <= value < high:
             raise UserError(f"{key}={value}: must be from {low} to below {high}.")
-    for role in ("teacher", "student"):
-        check_weights_word(role, cfg)
+    check_weights(cfg)
 
 
 def check_lists(cfg: DictConfig) -> None:
@@ -106,6 +105,11 @@ def check_lists(cfg: DictConfig) -> None:
                 f"method.{name}.layers={layers}: give a word, or pairs [student layer, teacher layer] counted from 1, "
                 "such as [[1,2],[2,4]]."
             )
+
+
+def check_weights(cfg: DictConfig) -> None:
+    for role in ("teacher", "student"):
+        check_weights_word(role, cfg)
 
 
 def check_weights_word(role: str, cfg: DictConfig) -> None:

@@ -137,7 +137,9 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
             )
     if cfg.student.name != "layers":
         models.check_vocabulary("student", pair.tokenizers["student"], student.config)
-    return models.with_fields(student, architecture(cfg, "student")) if cfg.student.overrides else student
+    if cfg.student.overrides and cfg.student.weights != "random":
+        student = models.with_fields(student, architecture(cfg, "student"))
+    return student
 
 
 def train(cfg: DictConfig) -> float | None:
