@@ -87,7 +87,7 @@ def named_architecture(cfg: DictConfig, role: str) -> dict[str, Any]:
         teacher = named_architecture(cfg, "teacher")
         kept = kept_layers(student_keep(cfg), cfg.student.num_layers, teacher["num_hidden_layers"])
         return teacher | {"num_hidden_layers": len(kept)}
-    return plain(cfg[role].architecture)
+    return container(cfg[role].architecture)
 
 
 def architecture(cfg: DictConfig, role: str) -> dict[str, Any]:
@@ -99,10 +99,10 @@ def architecture(cfg: DictConfig, role: str) -> dict[str, Any]:
 def student_overrides(cfg: DictConfig) -> dict[str, Any]:
     """student.overrides by the names that conf/ uses: dim becomes hidden_size."""
     whose = cfg.teacher if cfg.student.name == "layers" else cfg.student
-    return as_conf(plain(cfg.student.overrides), whose.architecture.model_type)
+    return as_conf(container(cfg.student.overrides), whose.architecture.model_type)
 
 
-def plain(node: DictConfig) -> dict[str, Any]:
+def container(node: DictConfig) -> dict[str, Any]:
     found = OmegaConf.to_container(node, resolve=True)
     assert isinstance(found, dict)
     return found  # type: ignore[return-value]

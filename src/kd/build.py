@@ -9,10 +9,10 @@ from typing import Any
 import hydra
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kd import models, quantization
-from kd.architecture import architecture
+from kd.architecture import architecture, container
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
 from kd.losses import Loss
@@ -46,12 +46,6 @@ def argument_error(node: DictConfig, error: InstantiationException) -> str:
             f"{node._target_} has no argument {unknown[0]!r}.{nearest(unknown[0], known)} It takes {', '.join(known)}."
         )
     return f"{node._target_} could not be made: {error.__cause__ or error}"
-
-
-def container(node: Any) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(resolved, dict)
-    return resolved  # type: ignore[return-value]
 
 
 def fit_settings(cfg: DictConfig) -> FitSettings:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kd.architecture import FAMILIES, SHAPE, architecture, as_conf, named_architecture, plain
+from kd.architecture import FAMILIES, SHAPE, architecture, as_conf, container, named_architecture
 from kd.errors import UserError, nearest
 
 STARTING = ("initializer_range", "sinusoidal_pos_embds")  # they say how weights start
@@ -48,7 +48,7 @@ def check_fields(cfg: DictConfig) -> None:
 
 def check_shape_fields(cfg: DictConfig, named: dict[str, Any]) -> None:
     """Sizes are whole numbers; a student that has weights keeps the sizes of these."""
-    for key, value in plain(cfg.student.overrides).items():
+    for key, value in container(cfg.student.overrides).items():
         conf_key = next(iter(as_conf({key: value}, named["model_type"])))
         if conf_key in SHAPE and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UserError(f"student.overrides.{key}={value}: must be a whole number above 0.")
@@ -79,7 +79,7 @@ def check_model(cfg: DictConfig, task: Any) -> None:
     """The overrides make a model, one that the student's weights fit. Takes no memory: its tensors have no content."""
     from kd.models import tensor_shapes
 
-    overrides = plain(cfg.student.overrides)
+    overrides = container(cfg.student.overrides)
     if not overrides:
         return
     shown = ", ".join(f"student.overrides.{key}={value}" for key, value in overrides.items())

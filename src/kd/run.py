@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import kd
 from kd import artefact, loggers, models, quantization, report
-from kd.architecture import SHAPE, architecture, as_conf, student_keep
-from kd.build import build, build_losses, container, fit_settings, quantization_settings, refuse_token_level
+from kd.architecture import SHAPE, architecture, as_conf, container, student_keep
+from kd.build import build, build_losses, fit_settings, quantization_settings, refuse_token_level
 from kd.callbacks import QuantizationCallback
 from kd.checkpoint import steps_done
 from kd.datamodule import TextDataModule, tokenizer_key
@@ -66,6 +66,7 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
 
 
 def check_token_level(losses: dict[str, Loss], pair: Pair) -> None:
+    """States of single tokens can be compared only if both models read the same tokens."""
     student, teacher = (tokenizer_key(pair.tokenizers[role], inputs=False) for role in ("student", "teacher"))
     if student != teacher:
         refuse_token_level(losses)
