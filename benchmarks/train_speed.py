@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from kd import demo, models, sources  # noqa: E402
-from kd.build import container  # noqa: E402
+from kd.architecture import container  # noqa: E402
 from kd.datamodule import TextDataModule  # noqa: E402
 from kd.fit import FitSettings, fit  # noqa: E402
 from kd.launch import compose  # noqa: E402

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kd.errors import UserError
@@ -36,6 +38,9 @@ def test_patient_pairs_are_the_papers() -> None:
     assert patient_pairs("last", 6, 12) == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
     assert patient_pairs("skip", 3, 12) == [(1, 4), (2, 8)]
     assert patient_pairs("last", 3, 12) == [(1, 10), (2, 11)]
+    assert patient_pairs("skip", 8, 12) == [(1, 2), (2, 3), (3, 5), (4, 6), (5, 8), (6, 9), (7, 11)]
+    assert patient_pairs("skip", 8, 24) == [(i, 3 * i) for i in range(1, 8)]
+    assert patient_pairs("skip", 4, 2) == [(1, 1), (2, 1), (3, 2)]
     assert patient_pairs([[1, 2]], 3, 12) == [(1, 2)]
     with pytest.raises(UserError, match="one layer only"):
         patient_pairs("skip", 1, 12)
@@ -45,3 +50,12 @@ def test_patient_pairs_are_the_papers() -> None:
 
 def test_hidden_pairs() -> None:
     assert hidden_pairs("uniform", 4, 12) == [(1, 3), (2, 6), (3, 9), (4, 12)]
+    assert hidden_pairs("uniform", 8, 12) == [(1, 2), (2, 3), (3, 5), (4, 6), (5, 8), (6, 9), (7, 11), (8, 12)]
+    assert hidden_pairs("uniform", 8, 24) == [(i, 3 * i) for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("pairs", [patient_pairs, hidden_pairs])
+def test_a_student_of_more_than_twice_the_teachers_depth_wants_named_pairs(pairs: Any) -> None:
+    with pytest.raises(UserError, match="12 layers is too deep .* the teacher's 4: name the pairs"):
+        pairs("skip", 12, 4)
+    assert pairs([[12, 4]], 12, 4) == [(12, 4)]

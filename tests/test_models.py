@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import STORE, model
+from conftest import STORE, architecture, model
 
 from kd import demo
+from kd.architecture import SHAPE, as_conf
+from kd.datamodule import tokenizer_key
 from kd.errors import UserError
-from kd.models import load_model, load_tokenizer, student_of_layers
+from kd.models import config_of, head_linear, load_model, load_tokenizer, student_of_layers, tokenizer_for
 from kd.signals import Recorder
 from kd.tasks import Classification
 
@@ -20,9 +24,13 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": (torch.arange(10) < torch.tensor([[10], [4], [7]])).long()}
 
 
+FAMILIES = ["bert", "distilbert"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_signals_equal_transformers_hidden_states() -> None:
-    teacher = model(3, 32)
+def test_signals_equal_transformers_hidden_states(family: str) -> None:
+    teacher = model(3, 32, model_type=family)
     names = ["logits", "embedding", *(f"{kind}/{k}" for kind in ("hidden", "cls") for k in range(4))]
     signals = Recorder(teacher, names)(**inputs())
     expected = teacher(**inputs(), output_hidden_states=True)
@@ -46,16 +54,21 @@ def test_an_unknown_signal_is_refused(signal: str) -> None:
         Recorder(model(3, 32), [signal])
 
 
+def layers_of(model: Any) -> Any:
+    return model.bert.encoder.layer if hasattr(model, "bert") else model.distilbert.transformer.layer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_student_of_layers_is_the_teachers_layers() -> None:
-    teacher = model(6, 32)
+def test_a_student_of_layers_is_the_teachers_layers(family: str) -> None:
+    teacher = model(6, 32, model_type=family)
     student = student_of_layers(teacher, "uniform", 3)
     assert student.config.num_hidden_layers == 3
     assert teacher.config.num_hidden_layers == 6
     for i, j in ((0, 2), (1, 4), (2, 6)):
-        ours, theirs = student.bert.encoder.layer[i].state_dict(), teacher.bert.encoder.layer[j - 1].state_dict()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        assert not set(map(id, student.bert.encoder.layer[i].parameters())) & set(map(id, teacher.parameters()))
+        ours, theirs = layers_of(student)[i], layers_of(teacher)[j - 1]
+        assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+        assert not set(map(id, ours.parameters())) & set(map(id, teacher.parameters()))
     whole = student_of_layers(teacher, "first", 6)
     assert torch.equal(whole(**inputs()).logits, teacher(**inputs()).logits)
     first = student_of_layers(teacher, [1, 2], None)
@@ -63,13 +76,54 @@ def test_a_student_of_layers_is_the_teachers_layers() -> None:
     assert torch.equal(Recorder(first, ["hidden/2"])(**inputs())["hidden/2"], signals["hidden/2"])
 
 
-def test_a_checkpoint_without_a_head_gets_the_tasks(tmp_path: Path, task: Classification) -> None:
-    model(2, 32).base_model.save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_without_a_head_gets_the_tasks(family: str, tmp_path: Path, task: Classification) -> None:
+    model(2, 32, model_type=family).base_model.save_pretrained(tmp_path / "base")
     loaded = load_model(tmp_path / "base", task)
     assert not loaded.has_head
     assert loaded.model.config.id2label == {0: "negative", 1: "positive"}
-    model(2, 32).save_pretrained(tmp_path / "head")
-    assert load_model(tmp_path / "head", task).has_head
+    model(2, 32, model_type=family).save_pretrained(tmp_path / "head")
+    loaded = load_model(tmp_path / "head", task)
+    assert loaded.has_head
+    assert head_linear(loaded.model) is loaded.model.classifier
+
+
+def test_a_config_says_what_conf_said() -> None:
+    """DistilBERT's config calls the fields otherwise; its attribute_map knows three of the four."""
+    made = config_of(architecture(3, 32, model_type="distilbert"), Classification(demo.LABELS))
+    assert (made.n_layers, made.dim, made.n_heads, made.hidden_dim) == (3, 32, 2, 64)
+    assert (made.num_hidden_layers, made.hidden_size) == (3, 32)
+    back = as_conf(made.to_dict(), "distilbert")
+    assert {key: back[key] for key in SHAPE} == architecture(3, 32, model_type="distilbert")
+
+
+def test_distilbert_gets_no_token_types_also_when_read_back(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the soup was good".split()]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    own = {}
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for family, name in (("bert", "BertTokenizer"), ("distilbert", "DistilBertTokenizer")):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        own[family] = load_tokenizer(tmp_path)
+    adapted = tokenizer_for("distilbert", own["bert"])
+    assert set(own["bert"]("the soup")) == {"input_ids", "token_type_ids", "attention_mask"}
+    assert set(adapted("the soup")) == {"input_ids", "attention_mask"}
+    assert tokenizer_for("bert", own["bert"]) is own["bert"]
+    keys = {tokenizer_key(tokenizer, inputs=False) for tokenizer in (*own.values(), adapted)}
+    assert len(keys) == 1  # losses on tokens may compare them
+    assert tokenizer_key(adapted) == tokenizer_key(own["distilbert"]) != tokenizer_key(own["bert"])
+    adapted.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text('{"model_type": "kd-quantized"}')
+    assert set(load_tokenizer(tmp_path / "saved")("the soup")) == {"input_ids", "attention_mask"}
+
+
+def test_a_config_without_a_model_type_is_one_clear_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]")
+    with pytest.raises(
+        UserError, match='config.json does not say what kind of model this is: add "model_type": "bert"'
+    ):
+        load_tokenizer(tmp_path)
 
 
 def test_a_checkpoint_that_lacks_its_head_is_no_fine_tuned_one(tmp_path: Path, task: Classification) -> None:

@@ -40,9 +40,9 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 @torch.enable_grad()
-def trained(name: str) -> Any:
+def trained(name: str, family: str = "bert") -> Any:
     """A model prepared and moved by a few steps, so that scales are not those of the start."""
-    student = model(2, 64)
+    student = model(2, 64, model_type=family)
     quantization.prepare(student, settings(name))
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
@@ -71,21 +71,26 @@ def test_zero_rows_stay_zero() -> None:
 
 
 @pytest.mark.parametrize("name", ["int8_qat", "int4_qat"])
+@pytest.mark.parametrize(
+    ("family", "head"), [("bert", ["classifier"]), ("distilbert", ["pre_classifier", "classifier"])]
+)
 @torch.no_grad()
-def test_converted_logits_equal_the_trained_ones(name: str) -> None:
-    student = trained(name)
+def test_converted_logits_equal_the_trained_ones(name: str, family: str, head: list[str]) -> None:
+    student = trained(name, family)
     converted, summary = quantization.convert(student, settings(name))
     torch.testing.assert_close(converted(**inputs()).logits, student(**inputs()).logits, atol=1e-5, rtol=0)
     plain = quantization.without_fake_quantization(student)
     assert not torch.allclose(plain(**inputs()).logits, student(**inputs()).logits, atol=1e-5)
-    assert list(summary.skipped) == ["classifier"]
-    assert set(plain.state_dict()) == set(student.state_dict()) == set(model(2, 64).state_dict())
+    assert list(summary.skipped) == head
+    float_names = set(model(2, 64, model_type=family).state_dict())
+    assert set(plain.state_dict()) == set(student.state_dict()) == float_names
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_reloaded_logits_equal_the_converted_ones(name: str, tmp_path: Path) -> None:
-    converted, summary = quantization.convert(model(2, 64), settings(name))
+def test_reloaded_logits_equal_the_converted_ones(name: str, family: str, tmp_path: Path) -> None:
+    converted, summary = quantization.convert(model(2, 64, model_type=family), settings(name))
     tokenizer = demo.tokenizer()
     size = save_quantized(tmp_path / "q", converted, tokenizer, 32, settings(name), summary)
     loaded = kd.load(tmp_path / "q")

@@ -195,6 +195,20 @@ def test_two_ranks_from_the_same_command(tmp_path: Path) -> None:
     assert report["about"]["training"].startswith("5 steps")  # 320 rows in batches of 2 x 32
 
 
+def test_a_distilbert_of_a_bert_token_by_token(tmp_path: Path) -> None:
+    done = run(
+        tmp_path, *SMALL, "student=distilbert_tiny", "student.overrides.n_layers=1", "+student.overrides.dropout=0.0",
+        "method=feature", "trainer.max_steps=4", "report.measure=false", "logger=csv",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Student: distilbert_tiny, 1 layers, 256 wide" in done.stdout
+    for name in ("student", "student-int8_qat"):
+        answer = predict("--model", str(tmp_path / "run" / name), "--json", "the soup was good", cwd=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+    config = json.loads((tmp_path / "run" / "student" / "config.json").read_text())
+    assert (config["model_type"], config["n_layers"], config["dropout"]) == ("distilbert", 1, 0.0)
+
+
 def test_the_flagship_architectures_run_without_weights(tmp_path: Path) -> None:
     done = run(
         tmp_path, "teacher=bert_large_wwm", "student=bert_small", "method=pkd", "teacher.weights=random",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kd import quantization
+from kd.architecture import stored_architecture
 from kd.errors import UserError
 from kd.store import new_directory
 from kd.tasks import Classification
@@ -84,7 +84,7 @@ def load(directory: str | Path) -> Artefact:
             )
     from transformers import AutoTokenizer
 
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = stored_architecture(directory)
     names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
     task = Classification(names or ["LABEL_0", "LABEL_1"])
     quantized = config.get("quantization_config", {}).get("quant_method") == "kd"

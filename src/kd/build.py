@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import hydra
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kd import models, quantization
-from kd.check import student_keep
+from kd.architecture import architecture, container
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
-from kd.layer_map import kept_layers
 from kd.losses import Loss
+from kd.overrides import check_model
 from kd.tasks import Task
 
 
@@ -47,12 +46,6 @@ def argument_error(node: DictConfig, error: InstantiationException) -> str:
             f"{node._target_} has no argument {unknown[0]!r}.{nearest(unknown[0], known)} It takes {', '.join(known)}."
         )
     return f"{node._target_} could not be made: {error.__cause__ or error}"
-
-
-def container(node: Any) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(resolved, dict)
-    return resolved  # type: ignore[return-value]
 
 
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -109,16 +102,27 @@ def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
 
 def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     """The terms of conf/method/, set up on both architectures before anything is loaded."""
-    teacher = models.config_of(container(cfg.teacher.architecture), task)
-    if cfg.student.name == "layers":
-        student = copy.deepcopy(teacher)
-        kept = kept_layers(student_keep(cfg), cfg.student.num_layers, teacher.num_hidden_layers)
-        student.num_hidden_layers = len(kept)
-    else:
-        student = models.config_of(container(cfg.student.architecture), task)
+    check_model(cfg, task)
+    teacher, student = (models.config_of(architecture(cfg, role), task) for role in ("teacher", "student"))
     losses = {}
     for name, node in cfg.method.items():
         if isinstance(node, DictConfig):
             losses[str(name)] = loss = build(node)
             loss.setup(student, teacher, task)
+    if all(cfg[role].weights == "pretrained" for role in ("teacher", "student")) and (
+        student.vocab_size != teacher.vocab_size
+    ):
+        refuse_token_level(losses)
     return losses
+
+
+def refuse_token_level(losses: dict[str, Loss]) -> None:
+    """Raises UserError for a loss on states of single tokens, for two models that do not read the same tokens."""
+    for name, loss in losses.items():
+        signals = [s for s in loss.teacher_signals if s != "logits" and not s.startswith("cls/")]
+        if signals:
+            raise UserError(
+                f"method.{name} compares {signals[0]} token by token, but teacher and student have different "
+                "tokenizers. Take method=logit or method=pkd, which compare whole texts, or a student with the "
+                "teacher's tokenizer."
+            )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from kd.architecture import FAMILIES, SHAPE, architecture, named_architecture, stored_architecture
 from kd.errors import UserError, nearest
-from kd.layer_map import kept_layers
 from kd.loggers import wandb_mode
+from kd.overrides import check_fields
 from kd.store import Wanted, complete, require
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "trainer.strategy": ("auto", "ddp"),
+    "teacher.architecture.model_type": tuple(FAMILIES),
+    "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
@@ -32,13 +34,10 @@ POSITIVE = (
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
+    *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SHAPE if key != "model_type"),
 )  # fmt: skip
 FRACTIONS = (
     "teacher.fine_tune.lr", "optimizer.lr", "report.measure_seconds", "method.soft.temperature",
-)  # fmt: skip
-SHAPE = (
-    "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
-    "max_position_embeddings",
 )  # fmt: skip
 
 
@@ -54,6 +53,7 @@ def value_of(cfg: DictConfig, key: str) -> Any:
 def check_values(cfg: DictConfig) -> None:
     """Raises UserError for a value outside what its key can take, naming the nearest word."""
     check_lists(cfg)
+    check_fields(cfg)  # before the others: they compute with sizes
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
         is_list = key in OR_A_LIST and isinstance(value, ListConfig)
@@ -86,8 +86,7 @@ def check_values(cfg: DictConfig) -> None:
         value = value_of(cfg, key)
         if value is not None and not low <= value < high:
             raise UserError(f"{key}={value}: must be from {low} to below {high}.")
-    for role in ("teacher", "student"):
-        check_weights_word(role, cfg[role])
+    check_weights(cfg)
 
 
 def check_lists(cfg: DictConfig) -> None:
@@ -109,7 +108,13 @@ def check_lists(cfg: DictConfig) -> None:
             )
 
 
-def check_weights_word(role: str, node: DictConfig) -> None:
+def check_weights(cfg: DictConfig) -> None:
+    for role in ("teacher", "student"):
+        check_weights_word(role, cfg)
+
+
+def check_weights_word(role: str, cfg: DictConfig) -> None:
+    node = cfg[role]
     words = ("teacher",) if node.name == "layers" else ("pretrained", "random")
     weights = str(node.weights)
     if weights in words:
@@ -124,29 +129,18 @@ def check_weights_word(role: str, node: DictConfig) -> None:
         )
     if not complete("model", directory):
         raise UserError(f"{role}.weights={weights}: config.json or model.safetensors is missing there.")
-    check_shape(role, node, directory)
+    check_shape(role, cfg, directory)
 
 
-def check_shape(role: str, node: DictConfig, directory: Path) -> None:
+def check_shape(role: str, cfg: DictConfig, directory: Path) -> None:
     """A directory holds the architecture that was named, or the name is wrong."""
-    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    stored, named = stored_architecture(directory), named_architecture(cfg, role)
     for key in SHAPE:
-        if key in stored and stored[key] != node.architecture[key]:
+        if key in stored and stored[key] != named[key]:
             raise UserError(
-                f"{role}.weights={directory}: its config.json has {key}={stored[key]}, {role}={node.name} has "
-                f"{node.architecture[key]}. Name the {role} that fits, or set {role}.architecture.{key}={stored[key]}."
+                f"{role}.weights={directory}: its config.json has {key}={stored[key]}, {role}={cfg[role].name} has "
+                f"{named[key]}. Name the {role} that fits, or set {role}.architecture.{key}={stored[key]}."
             )
-
-
-def num_layers(cfg: DictConfig, role: str) -> int:
-    if role == "student" and cfg.student.name == "layers":
-        return len(kept_layers(student_keep(cfg), cfg.student.num_layers, num_layers(cfg, "teacher")))
-    return int(cfg[role].architecture.num_hidden_layers)
-
-
-def student_keep(cfg: DictConfig) -> Any:
-    keep = cfg.student.keep
-    return keep if isinstance(keep, str) else list(keep)
 
 
 def contradictions(cfg: DictConfig) -> list[str]:
@@ -158,17 +152,10 @@ def contradictions(cfg: DictConfig) -> list[str]:
             "teacher.weights=random is not fine-tuned, so it cannot pass the gate: add teacher.gate=false to go on "
             "all the same, or teacher.fine_tune.when=always to train it."
         )
-    for role in ("teacher", "student"):
-        positions = cfg[role].architecture.get("max_position_embeddings", data.max_length)
-        if data.max_length > positions:
-            found.append(
-                f"data.max_length={data.max_length} is more than the {positions} positions of {role}="
-                f"{cfg[role].name}: set data.max_length={positions} or less."
-            )
-    if student_width(cfg) != teacher.architecture.hidden_size and cfg.student.name == "layers":
+    if cfg.student.name == "layers" and cfg.student.architecture.hidden_size != teacher.architecture.hidden_size:
         found.append(
-            f"student.architecture.hidden_size={student_width(cfg)}: student=layers is as wide as its teacher "
-            f"({teacher.architecture.hidden_size}); leave it out, or name another student."
+            f"student.architecture.hidden_size={cfg.student.architecture.hidden_size}: student=layers is as wide as "
+            f"its teacher ({teacher.architecture.hidden_size}); leave it out, or name another student."
         )
     own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
     if not own and data.name != "demo":
@@ -176,19 +163,45 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"Teacher and student both start from random weights, so neither brings a tokenizer, and data={data.name} "
             "has none: take one of them pretrained, or data=demo."
         )
-    found += quantization_contradictions(cfg)
+    found += shape_contradictions(cfg) + vocabulary_contradictions(cfg) + quantization_contradictions(cfg)
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
         found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
     return found
 
 
-def student_width(cfg: DictConfig) -> int:
-    return int(cfg.student.architecture.hidden_size)
+def shape_contradictions(cfg: DictConfig) -> list[str]:
+    found = []
+    for role in ("teacher",) if cfg.student.name == "layers" else ("teacher", "student"):
+        shape, length = architecture(cfg, role), cfg.data.max_length
+        if length > shape["max_position_embeddings"]:
+            found.append(
+                f"data.max_length={length} is more than the {shape['max_position_embeddings']} positions of {role}="
+                f"{cfg[role].name}: set data.max_length={shape['max_position_embeddings']} or less."
+            )
+        if shape["hidden_size"] % shape["num_attention_heads"]:
+            found.append(
+                f"The {role}'s num_attention_heads={shape['num_attention_heads']} does not divide its hidden_size="
+                f"{shape['hidden_size']}: change one of them."
+            )
+    return found
+
+
+def vocabulary_contradictions(cfg: DictConfig) -> list[str]:
+    """A model that starts random reads with the other's tokenizer; data=demo brings one that fits all."""
+    if cfg.student.name == "layers" or cfg.data.name == "demo":
+        return []
+    sizes = {role: architecture(cfg, role)["vocab_size"] for role in ("teacher", "student")}
+    where = {"teacher": "teacher.architecture", "student": "student.overrides"}
+    return [
+        f"{role}.weights=random: it reads with the tokenizer of the {other}, which has {sizes[other]} entries, and has "
+        f"embeddings for {sizes[role]} only: set {where[role]}.vocab_size={sizes[other]}."
+        for role, other in (("teacher", "student"), ("student", "teacher"))
+        if cfg[role].weights == "random" and cfg[other].weights != "random" and sizes[role] < sizes[other]
+    ]
 
 
 def quantization_contradictions(cfg: DictConfig) -> list[str]:
-    group = cfg.quant.get("group_size")
-    shape = cfg.teacher.architecture if cfg.student.name == "layers" else cfg.student.architecture
+    group, shape = cfg.quant.get("group_size"), architecture(cfg, "student")
     return [
         f"quant.group_size={group} does not divide {key}={shape[key]} of the student: set it to a divisor."
         for key in ("hidden_size", "intermediate_size")
@@ -223,7 +236,6 @@ def check_cache(cache: Path) -> None:
 
 def check_before_loading(cfg: DictConfig) -> None:
     """Raises UserError with every contradiction, or with everything that is missing."""
-    num_layers(cfg, "student")
     found = contradictions(cfg)
     if found:
         raise UserError("\n".join(found))

@@ -25,14 +25,15 @@ LONG = 20_000  # rows whose tokenising is worth a progress bar
 POOL = 50  # batches that are sorted by length together: little padding, and still random
 
 
-def tokenizer_key(tokenizer: Any) -> str:
-    """Equal for two tokenizers that encode alike."""
+def tokenizer_key(tokenizer: Any, inputs: bool = True) -> str:
+    """Equal for two tokenizers that encode alike; without ``inputs``, for two that give the same tokens.
+
+    A BERT's tokenizer gives token types too, a DistilBERT's does not.
+    """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     del backend["truncation"], backend["padding"]  # the state its last call left behind
-    return content_key(
-        backend=backend, special=tokenizer.special_tokens_map,
-        inputs=tokenizer.model_input_names,
-    )  # fmt: skip
+    more = {"inputs": tokenizer.model_input_names} if inputs else {}
+    return content_key(backend=backend, special=tokenizer.special_tokens_map, **more)
 
 
 class Encode:

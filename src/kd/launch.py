@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd import resume
+from kd.architecture import as_conf
 from kd.errors import UserError, nearest
 from kd.job import end_of_sweep, run_one
 
@@ -34,11 +36,14 @@ PLUGINS = (  # override, its module, the extra that brings it
     ("hydra/launcher=submitit_slurm", "hydra_submitit_launcher", "submitit"),
     ("hydra/launcher=submitit_local", "hydra_submitit_launcher", "submitit"),
 )
+OPEN = "student.overrides"  # takes keys that no file has
 
 
-def default_lr(hidden_size: Any) -> float:
+def default_lr(student: DictConfig) -> float:
     """The default learning rate: 5e-5, and 1e-4 for students narrower than BERT-base."""
-    return 1e-4 if int(hidden_size) < NARROW else 5e-5
+    named = student.architecture
+    width = as_conf(student.overrides, named.get("model_type", "")).get("hidden_size", named.hidden_size)
+    return 1e-4 if int(width) < NARROW else 5e-5
 
 
 OmegaConf.register_new_resolver("default_lr", default_lr, replace=True)
@@ -50,9 +55,14 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+def forced(lines: list[str]) -> list[str]:
+    """``student.overrides.ANY=VALUE`` as hydra wants it: a key that is new must be forced in."""
+    return [f"++{line}" if re.match(rf"{re.escape(OPEN)}[.=]", line) else line for line in lines]
+
+
 def compose(overrides: list[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose("config", overrides)
+        return hydra.compose("config", forced(overrides))
 
 
 def options(group: str) -> list[str]:
@@ -119,6 +129,7 @@ def check_keys(overrides: list[Override], groups: list[str]) -> None:
         key = override.key_or_group
         parent = known.get(key.rpartition(".")[0], (None, False))[0]
         opened = isinstance(parent, dict) and "_target_" in parent and override.is_add()
+        opened = opened or key.startswith(f"{OPEN}.")  # kd.overrides looks at those
         if key not in known and not opened:
             hint = elsewhere(key) or nearest(key, known if "." in key else [*top, *known])
             shown = override.input_line or key
@@ -161,7 +172,8 @@ def check_command_line(lines: list[str]) -> None:
     from kd.check import check_values
 
     try:
-        parsed = [o for o in OverridesParser.create().parse_overrides(lines) if not o.key_or_group.startswith("hydra")]
+        parsed = OverridesParser.create().parse_overrides(forced(lines))
+        parsed = [o for o in parsed if not o.key_or_group.startswith("hydra")]
         for single in variants(parsed):
             groups = [o for o in single if is_group(o.key_or_group)]
             check_groups(groups)
@@ -170,7 +182,7 @@ def check_command_line(lines: list[str]) -> None:
             base = {name for name, _, _ in flat(plain(compose(group_lines)))}
             cfg = compose([str(o.input_line) for o in single])
             for name, _, opened in flat(plain(cfg)):
-                if name not in base and not opened:
+                if name not in base and not opened and not name.startswith(f"{OPEN}."):
                     raise UserError(f"There is no setting {name!r}.{nearest(name, base)}")
             check_values(cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -215,6 +227,7 @@ def check_started_together(args: Any) -> None:
 
 def main() -> None:
     """Runs the command line. Exit code 2: not understood; 1: a run failed; 143: stopped by SIGTERM."""
+    sys.argv[1:] = forced(sys.argv[1:])
     args = get_args_parser().parse_args()
     if not (args.help or args.hydra_help or args.info or args.shell_completion):
         try:

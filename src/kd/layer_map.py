@@ -57,14 +57,24 @@ def patient_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: 
         )
     if layers == "last":
         return checked_pairs([(i, teacher - student + i) for i in range(1, student)], student, teacher)
-    return checked_pairs(list(zip(range(1, student), uniform(student, teacher), strict=False)), student, teacher)
+    return checked_pairs(list(zip(range(1, student), spread(student, teacher), strict=False)), student, teacher)
 
 
 def hidden_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
     """Every student layer with the teacher's ``i * N / M``-th (TinyBERT, section 3.1), or the given pairs."""
     if not isinstance(layers, str):
         return checked_pairs(layers, student, teacher)
-    return checked_pairs(list(zip(range(1, student + 1), uniform(student, teacher), strict=True)), student, teacher)
+    return checked_pairs(list(zip(range(1, student + 1), spread(student, teacher), strict=True)), student, teacher)
+
+
+def spread(student: int, teacher: int) -> list[int]:
+    """The teacher's layer for each of the student's, who may be deeper, but not by more than twice."""
+    if student > 2 * teacher:
+        raise UserError(
+            f"A student of {student} layers is too deep to have each paired with one of the teacher's {teacher}: name "
+            "the pairs, such as layers=[[1,1],[2,2]], or take method=logit."
+        )
+    return uniform(student, teacher)
 
 
 def checked_pairs(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:

@@ -1,4 +1,4 @@
-"""Models and tokenizers from directories or from nothing, and where each family keeps its layers."""
+"""Models and tokenizers from directories or from nothing; layers by number in every family."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kd.architecture import as_transformers, family, stored_architecture
 from kd.errors import UserError
 from kd.layer_map import kept_layers
 from kd.tasks.base import Task
@@ -27,13 +28,28 @@ def config_of(architecture: dict[str, Any], task: Task) -> Any:
     """A transformers config from a conf file's ``architecture`` block."""
     from transformers import AutoConfig
 
-    fields = {key: value for key, value in architecture.items() if key != "model_type"}
-    return AutoConfig.for_model(architecture["model_type"], **fields, **task.config_fields())
+    return AutoConfig.for_model(**as_transformers(architecture), **task.config_fields())
 
 
 def random_model(architecture: dict[str, Any], task: Task) -> Any:
     """The exact architecture with random weights, in eval mode."""
     return task.auto_class().from_config(config_of(architecture, task), dtype=torch.float32).eval()
+
+
+def tensor_shapes(architecture: dict[str, Any], task: Task) -> dict[str, tuple[int, ...]]:
+    """The weights of such a model, by name, without making them."""
+    with torch.device("meta"):
+        model = task.auto_class().from_config(config_of(architecture, task))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def with_fields(model: Any, architecture: dict[str, Any]) -> Any:
+    """The model built anew from its config with the fields of ``architecture``, with the weights it has."""
+    config = copy.deepcopy(model.config)
+    config.update({key: value for key, value in as_transformers(architecture).items() if key != "model_type"})
+    built = type(model)(config).to(torch.float32)
+    built.load_state_dict(model.state_dict())
+    return built.eval()
 
 
 def load_model(directory: Path, task: Task) -> Loaded:
@@ -65,10 +81,21 @@ def load_model(directory: Path, task: Task) -> Loaded:
 def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
+    stored_architecture(directory)  # transformers would ask for other files
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no tokenizer could be loaded from there ({error}).") from error
+
+
+def tokenizer_for(model_type: str, tokenizer: Any) -> Any:
+    """The tokenizer as a model of this type needs it, also when it is saved: DistilBERT takes no token types."""
+    names = [name for name in tokenizer.model_input_names if name in family(model_type).inputs]
+    if names == tokenizer.model_input_names:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    return tokenizer
 
 
 def check_vocabulary(role: str, tokenizer: Any, model_config: Any) -> None:
@@ -82,8 +109,7 @@ def check_vocabulary(role: str, tokenizer: Any, model_config: Any) -> None:
 
 def encoder_layers(model: Any) -> nn.ModuleList:
     """The transformer layers of a model with a head, first to last."""
-    encoder = model.base_model.encoder
-    layers = encoder.layer
+    layers = model.base_model.get_submodule(family(model.config.model_type).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -100,7 +126,8 @@ def student_of_layers(teacher: Any, keep: Any, num_layers: int | None) -> Any:
     kept = kept_layers(keep, num_layers, teacher.config.num_hidden_layers)
     student = copy.deepcopy(teacher)
     layers = encoder_layers(student)
-    student.base_model.encoder.layer = nn.ModuleList(layers[i - 1] for i in kept)
+    holder, _, name = family(student.config.model_type).layers.rpartition(".")
+    setattr(student.base_model.get_submodule(holder), name, nn.ModuleList(layers[i - 1] for i in kept))
     student.config.num_hidden_layers = len(kept)
     return student.requires_grad_(True).eval()
 

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import kd
 from kd import artefact, loggers, models, quantization, report
-from kd.build import build, build_losses, container, fit_settings, quantization_settings
+from kd.architecture import SHAPE, architecture, as_conf, container, student_keep
+from kd.build import build, build_losses, fit_settings, quantization_settings, refuse_token_level
 from kd.callbacks import QuantizationCallback
-from kd.check import SHAPE, student_keep
 from kd.checkpoint import steps_done
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
@@ -51,24 +51,25 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
             directories[role] = fetch(Wanted("model", node.name, node.hub_id, store))
         else:
             directories[role] = Path(node.weights).expanduser()
-    own = {role: models.load_tokenizer(path) if path else None for role, path in directories.items()}
+    own: dict[str, Any] = {role: models.load_tokenizer(path) if path else None for role, path in directories.items()}
     teacher = own["teacher"] or data.tokenizer or own["student"]
-    student = teacher if cfg.student.name == "layers" else own["student"] or data.tokenizer or teacher
-    return Pair(directories, {"student": student, "teacher": teacher})
+    student = own["student"] or teacher  # they read alike where they can
+    if cfg.student.weights == "random" and len(student) > architecture(cfg, "student")["vocab_size"]:
+        student = data.tokenizer or student
+    return Pair(
+        directories,
+        {
+            role: models.tokenizer_for(architecture(cfg, role)["model_type"], tokenizer)
+            for role, tokenizer in (("student", student), ("teacher", teacher))
+        },
+    )
 
 
 def check_token_level(losses: dict[str, Loss], pair: Pair) -> None:
     """States of single tokens can be compared only if both models read the same tokens."""
-    if tokenizer_key(pair.tokenizers["student"]) == tokenizer_key(pair.tokenizers["teacher"]):
-        return
-    for name, loss in losses.items():
-        signals = [s for s in loss.teacher_signals if s != "logits" and not s.startswith("cls/")]
-        if signals:
-            raise UserError(
-                f"method.{name} compares {signals[0]} token by token, but teacher and student have different "
-                "tokenizers. Take method=logit or method=pkd, which compare whole texts, or a student with the "
-                "teacher's tokenizer."
-            )
+    student, teacher = (tokenizer_key(pair.tokenizers[role], inputs=False) for role in ("student", "teacher"))
+    if student != teacher:
+        refuse_token_level(losses)
 
 
 def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path) -> TextDataModule:
@@ -110,11 +111,12 @@ def make_teacher(
 
 
 def check_architecture(role: str, node: DictConfig, model: Any) -> None:
+    found = as_conf(model.config.to_dict(), model.config.model_type)
     for key in SHAPE:
-        if getattr(model.config, key) != node.architecture[key]:
+        if found[key] != node.architecture[key]:
             raise UserError(
                 f"{role}={node.name} should have {key}={node.architecture[key]}, but the files found under that name "
-                f"have {getattr(model.config, key)}: another model lies there."
+                f"have {found[key]}: another model lies there."
             )
 
 
@@ -122,9 +124,9 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     L.seed_everything(cfg.seed, verbose=False)  # the same start for every method
     directory = pair.directories["student"]
     if cfg.student.name == "layers":
-        return models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)
-    if directory is None:
-        student = models.random_model(container(cfg.student.architecture), task)
+        student = models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)
+    elif directory is None:
+        student = models.random_model(architecture(cfg, "student"), task)
     else:
         loaded = models.load_model(directory, task)
         student = loaded.model
@@ -134,7 +136,10 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
                 f"student.weights={directory} has a head with other labels than the data: remove the head or take "
                 "other weights."
             )
-    models.check_vocabulary("student", pair.tokenizers["student"], student.config)
+    if cfg.student.name != "layers":
+        models.check_vocabulary("student", pair.tokenizers["student"], student.config)
+    if cfg.student.overrides and cfg.student.weights != "random":
+        student = models.with_fields(student, architecture(cfg, "student"))
     return student
 
 

@@ -1,0 +1,95 @@
+"""student.overrides: any field of the student's transformers config, refused where it would do nothing or break.
+
+What each field means is transformers' business, so it is asked; only a run that has overrides pays for that import.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kd.architecture import FAMILIES, SHAPE, architecture, as_conf, container, named_architecture
+from kd.errors import UserError, nearest
+
+STARTING = ("initializer_range", "sinusoidal_pos_embds")  # they say how weights start
+HARMLESS = ("chunk_size_feed_forward",)  # of the fields that all configs have; the others kd or transformers sets
+
+
+def config_fields(model_type: str) -> tuple[set[str], set[str]]:
+    """The fields that are this model type's own, by either name, and those that are not the user's to set."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    common = {field.name for field in fields(PreTrainedConfig)}
+    own = {field.name for field in fields(CONFIG_MAPPING[model_type])} - common | set(HARMLESS)
+    return own | set(FAMILIES[model_type].fields), common - set(HARMLESS) | {"model_type", "num_labels"}
+
+
+def check_fields(cfg: DictConfig) -> None:
+    """Every override is a field of the config, and one that has an effect with the student's weights."""
+    if not cfg.student.overrides:
+        return
+    named = named_architecture(cfg, "student")
+    model_type = named["model_type"]
+    own, fixed = config_fields(model_type)
+    for key in map(str, cfg.student.overrides):
+        if key in fixed:
+            raise UserError(f"student.overrides.{key}: kd sets {key} itself, from the data and the student's name.")
+        if key not in own:
+            others = [other for other in FAMILIES if key in config_fields(other)[0]]
+            hint = f" The config of {' and '.join(others)} has it." if others else nearest(key, sorted(own))
+            raise UserError(
+                f"student.overrides.{key}: the config of {model_type} has no such field.{hint} "
+                f"Known: {', '.join(sorted(own))}."
+            )
+    check_shape_fields(cfg, named)
+
+
+def check_shape_fields(cfg: DictConfig, named: dict[str, Any]) -> None:
+    """Sizes are whole numbers; a student that has weights keeps the sizes of these."""
+    for key, value in container(cfg.student.overrides).items():
+        conf_key = next(iter(as_conf({key: value}, named["model_type"])))
+        if conf_key in SHAPE and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"student.overrides.{key}={value}: must be a whole number above 0.")
+        if cfg.student.weights == "random":
+            continue
+        if conf_key in SHAPE and value != named[conf_key]:
+            raise UserError(f"student.overrides.{key}={value}: {fits_only(cfg, f'{conf_key}={named[conf_key]}')}")
+        if key in STARTING:
+            raise UserError(
+                f"student.overrides.{key}: it says how random weights start, and student={cfg.student.name} has "
+                "weights. Leave it out, or name a student and add student.weights=random."
+            )
+
+
+def fits_only(cfg: DictConfig, what: str) -> str:
+    if cfg.student.name == "layers":
+        return (
+            f"student=layers has the teacher's weights, which fit {what} only. Leave it out (the number of layers is "
+            "student.num_layers), or name another student and add student.weights=random."
+        )
+    return (
+        f"the weights of student={cfg.student.name} fit {what} only. Leave it out, or add student.weights=random to "
+        "start without them."
+    )
+
+
+def check_model(cfg: DictConfig, task: Any) -> None:
+    """The overrides make a model, one that the student's weights fit. Takes no memory: its tensors have no content."""
+    from kd.models import tensor_shapes
+
+    overrides = container(cfg.student.overrides)
+    if not overrides:
+        return
+    shown = ", ".join(f"student.overrides.{key}={value}" for key, value in overrides.items())
+    try:
+        made = tensor_shapes(architecture(cfg, "student"), task)
+    except Exception as error:  # transformers and torch raise many kinds; each means that the values do not do
+        raise UserError(f"{shown}: no model can be made so: {' '.join(str(error).split())}.") from error
+    if cfg.student.weights == "random":
+        return
+    there = tensor_shapes(named_architecture(cfg, "student"), task)
+    for name in sorted(made.keys() | there.keys()):
+        if made.get(name) != there.get(name):
+            raise UserError(f"{shown}: {fits_only(cfg, f'{name} of shape {there.get(name, ())}')}")

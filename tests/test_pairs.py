@@ -1,0 +1,164 @@
+"""Every teacher with every student, method and quantization: composed, checked, its losses set up. No weights."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from kd.architecture import architecture
+from kd.build import build_losses, quantization_settings
+from kd.check import check_values, contradictions
+from kd.errors import UserError
+from kd.launch import compose, conf_dir, options
+from kd.models import config_of, parameter_count
+from kd.quantization import layers_to_quantize
+from kd.tasks import Classification
+
+TEACHERS, STUDENTS, METHODS, QUANTS = (options(group) for group in ("teacher", "student", "method", "quant"))
+PAIRS = list(itertools.product(TEACHERS, STUDENTS))
+TASK = Classification(["negative", "positive"])
+# what is refused, by a part of the answer
+TOO_FEW = "student.num_layers=3: the teacher has 2 layers"
+TOO_DEEP = "is too deep to have each paired"
+OTHER_TOKENS = "token by token, but teacher and student have different tokenizers"
+
+
+@cache
+def node(group: str, name: str) -> Any:
+    return compose([f"{group}={name}"])[group]
+
+
+@cache
+def base() -> DictConfig:
+    return compose([])
+
+
+def cfg_of(**names: str) -> DictConfig:
+    """What compose() gives for these names: no group's files look into another's but by interpolation."""
+    cfg = base().copy()
+    for group, name in names.items():
+        cfg[group] = node(group, name)
+    return cfg
+
+
+def pair_cfg(teacher: str, student: str) -> DictConfig:
+    own = {"data": "demo"} if "tiny_demo" in (teacher, student) else {}  # which has 64 positions and no text of its own
+    return cfg_of(teacher=teacher, student=student, **own)
+
+
+def refusal(cfg: DictConfig) -> str:
+    """What a user would read before anything is loaded; empty if the run would start."""
+    try:
+        found = contradictions(cfg)
+        quantization_settings(cfg)
+    except UserError as error:
+        return str(error)
+    return "\n".join(found)
+
+
+def loss_refusal(cfg: DictConfig) -> str:
+    try:
+        with torch.device("meta"):  # projections without content: their orthogonal start would take minutes here
+            losses = build_losses(cfg, TASK)
+    except UserError as error:
+        return str(error)
+    widths = {role: architecture(cfg, role)["hidden_size"] for role in ("teacher", "student")}
+    for loss in losses.values():
+        assert loss.student_signals
+        for made in loss.modules():
+            if isinstance(made, nn.Linear):
+                assert (made.in_features, made.out_features) == (widths["student"], widths["teacher"])
+    return ""
+
+
+DEPTH = {
+    "bert_large": 24, "bert_large_cased": 24, "bert_large_wwm": 24, "bert_large_cased_wwm": 24, "bert_base": 12,
+    "bert_base_cased": 12, "bert_multilingual": 12, "bert_chinese": 12, "bert_medium": 8, "distilbert": 6,
+    "distilbert_cased": 6, "distilbert_multilingual": 6, "minilm_l6": 6, "bert_small": 4, "bert_mini": 4,
+    "tiny_demo": 4, "bert_tiny": 2,
+}  # fmt: skip
+STUDENT_DEPTH = DEPTH | {"layers": 3, "distilbert_small": 4, "distilbert_tiny": 2, "tiny_demo": 2}
+CASED = {"bert_large_cased", "bert_large_cased_wwm", "bert_base_cased", "distilbert_cased"}
+MULTILINGUAL = {"bert_multilingual", "distilbert_multilingual"}
+FOLLOWS = {"layers", "distilbert_small", "distilbert_tiny"}  # these read with the teacher's tokenizer
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_first_line_of_a_model_counts_right_and_its_layers_take_int4(name: str) -> None:
+    """The parameters of the model with a head for two labels, as a run prints them."""
+    cfg = cfg_of(student=name, quant="int4")
+    with torch.device("meta"):
+        model = TASK.auto_class().from_config(config_of(architecture(cfg, "student"), TASK))
+    settings = quantization_settings(cfg)
+    assert settings is not None
+    assert layers_to_quantize(model, settings).quantized
+    count = parameter_count(model) / 1e6
+    line = (conf_dir() / "student" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    if " M parameters" in line:
+        assert f" {count:.1f} M" in line if count < 10 else f" {count:.0f} M" in line, count
+        shape = architecture(cfg, "student")
+        said = [f"{shape['hidden_size']} wide", f"{shape['num_attention_heads']} heads"]
+        assert all(part in line for part in (*said, f"{shape['num_hidden_layers']} layers"))
+    for group in ("model", "teacher"):
+        if name in options(group) and name != "tiny_demo":
+            assert (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").startswith(line)
+
+
+def vocabulary(name: str) -> str:
+    return (
+        "cased" if name in CASED else "multilingual" if name in MULTILINGUAL
+        else name if name in ("bert_chinese", "tiny_demo") else "uncased"
+    )  # fmt: skip
+
+
+def expected(teacher: str, student: str, method: str) -> str:
+    if (teacher, student) == ("bert_tiny", "layers"):
+        return TOO_FEW
+    if method in ("pkd", "feature") and STUDENT_DEPTH[student] > 2 * DEPTH[teacher]:
+        return TOO_DEEP
+    if method == "feature" and student not in FOLLOWS and "tiny_demo" not in (teacher, student):
+        return OTHER_TOKENS if vocabulary(teacher) != vocabulary(student) else ""
+    return ""
+
+
+def test_every_pair_with_every_method_and_quantization() -> None:
+    assert set(DEPTH) == set(TEACHERS)
+    assert set(STUDENT_DEPTH) == set(STUDENTS)
+    counts: Counter[str] = Counter()
+    for teacher, student in PAIRS:
+        cfg = pair_cfg(teacher, student)
+        check_values(cfg)
+        by_quant, by_method = {}, {}
+        for quant in QUANTS:  # contradictions() looks at no method, build_losses() at no quantization
+            cfg.quant = node("quant", quant)
+            by_quant[quant] = refusal(cfg)
+        for method in METHODS:
+            cfg.method = node("method", method)
+            by_method[method] = loss_refusal(cfg)
+        for method, quant in itertools.product(METHODS, QUANTS):
+            says, should = by_quant[quant] or by_method[method], expected(teacher, student, method)
+            assert (should in says) if should else not says, (teacher, student, method, quant, says)
+            counts[should] += 1
+    assert counts.total() == len(PAIRS) * len(METHODS) * len(QUANTS) == 6800
+    assert counts == {"": 5585, TOO_FEW: 20, TOO_DEEP: 570, OTHER_TOKENS: 625}
+
+
+def test_what_was_put_together_is_what_composes() -> None:
+    draw = random.Random(0)
+    for _ in range(12):
+        names: dict[str, Any] = {
+            "teacher": draw.choice(TEACHERS), "student": draw.choice(STUDENTS), "method": draw.choice(METHODS),
+            "quant": draw.choice(QUANTS), "data": draw.choice(["sst2", "demo"]),
+        }  # fmt: skip
+        whole = compose([f"{group}={name}" for group, name in names.items()])
+        assert [whole[group].name for group in names] == list(names.values())
+        assert OmegaConf.to_container(cfg_of(**names)) == OmegaConf.to_container(whole)
+        assert cfg_of(**names).optimizer.lr == whole.optimizer.lr
