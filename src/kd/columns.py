@@ -9,8 +9,8 @@ from kd.errors import UserError
 from kd.tables import Table
 
 TEXTS = (
-    "text", "texts", "sentence", "review", "review_text", "reviewtext", "content", "body", "comment", "message", "tweet",
-    "utterance", "document", "article", "question", "query", "headline", "input",
+    "text", "texts", "sentence", "review", "review_text", "reviewtext", "content", "body", "comment", "message",
+    "tweet", "utterance", "document", "article", "question", "query", "headline", "input",
 )  # fmt: skip
 LABELS = (
     "label", "labels", "class", "category", "target", "sentiment", "intent", "emotion", "topic", "stars", "rating",
@@ -22,7 +22,7 @@ PAIRS = (
     ("question", "context"), ("question", "answer"), ("query", "document"), ("query", "passage"),
 )  # fmt: skip
 SAMPLE = 1000  # rows that are looked at where names do not tell
-WORDS = 3  # a text has at least so many on average
+WORDS = 3  # a text has at least so many on average, where only that tells it from a label
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ def as_set(text: str | Sequence[str] | None, label: str | None) -> tuple[tuple[s
     else:
         texts = tuple(str(name) for name in text)
         if len(texts) not in (1, 2) or len(set(texts)) != len(texts):
-            raise UserError(f"data.text={list(texts)}: give one column, or two different ones for pairs: [first,second].")
+            raise UserError(
+                f"data.text={list(texts)}: give one column, or two different ones for pairs: [first,second]."
+            )
     if label is not None and not isinstance(label, str | int):
         raise UserError(f"data.label={label}: give one column.")
     if label is not None and str(label) in texts:
@@ -94,10 +96,10 @@ def by_content(table: Table, texts: tuple[str, ...], label: str | None) -> tuple
     names = list(table.columns)
     if len(names) != 2 or len(texts) > 1:
         return texts, label
-    wordy = [name for name in names if is_text(table, name)]
-    text = texts[0] if texts else only([name for name in wordy if name != label])
+    words = 1 if label is not None else WORDS
+    text = texts[0] if texts else only([name for name in names if name != label and is_text(table, name, words)])
     other = only([name for name in names if name != text])
-    if text not in wordy or other is None or other in wordy or label not in (None, other):
+    if text is None or other is None or (label is None and is_text(table, other, WORDS)):
         return texts, label
     if other in {str(value) for value in table.column(other, SAMPLE)}:
         raise UserError(
@@ -107,8 +109,8 @@ def by_content(table: Table, texts: tuple[str, ...], label: str | None) -> tuple
     return (text,), other
 
 
-def is_text(table: Table, name: str) -> bool:
+def is_text(table: Table, name: str, words: int) -> bool:
+    """Whether a column holds letters, and so many words a row on average."""
     values = [value for value in table.column(name, SAMPLE) if value not in (None, "")]
-    if not values or not all(isinstance(value, str) for value in values):
-        return False
-    return sum(len(value.split()) for value in values) >= WORDS * len(values)
+    lettered = [value for value in values if isinstance(value, str) and any(map(str.isalpha, value))]
+    return 2 * len(lettered) > len(values) and sum(len(value.split()) for value in lettered) >= words * len(values)

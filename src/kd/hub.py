@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd.columns import Columns, choose
+from kd.columns import choose
 from kd.errors import UserError, nearest
 from kd.files import Settings, assemble
 from kd.sources import TextData
@@ -25,6 +25,7 @@ def check(data_id: str | None) -> str:
     """What ``load_dataset`` is to be given: a directory, or the id. Raises UserError if it cannot be had."""
     if data_id is None:
         raise UserError("data=hub needs the name of a data set there: data.id=stanfordnlp/imdb (or a directory).")
+    data_id = str(data_id)
     path = Path(data_id).expanduser()
     if path.is_dir():
         return str(path)
@@ -95,8 +96,7 @@ def load(
             del tables[split]
             continue
         tables[split].require([*columns.text, columns.label], "data.text and data.label that all splits have")
-    used = {split: only_columns(table, columns) for split, table in tables.items()}
-    return assemble(name, used, columns, Settings(label_names, validation_share, split_seed, drop_empty))
+    return assemble(name, tables, columns, Settings(label_names, validation_share, split_seed, drop_empty))
 
 
 def fetched(source: str, data_id: str, subset: str | None, cache: str) -> Any:
@@ -141,9 +141,3 @@ def table_of(rows: Any, where: str) -> Table:
     }
     columns = {name: rows.data.column(name) for name in rows.column_names}
     return Table(where, "row", columns, range(1, len(rows) + 1), classes)
-
-
-def only_columns(table: Table, columns: Columns) -> Table:
-    """Without the columns that nobody reads, so that their memory can go."""
-    kept = {name: table.columns[name] for name in (*columns.text, columns.label)}
-    return Table(table.where, table.unit, kept, table.rows, table.classes)

@@ -21,7 +21,7 @@ def is_missing(value: Any) -> bool:
 
 
 def label_texts(table: Table, column: str) -> list[str | None]:
-    """Each row's label as text: 1 for 1, 1.0 and "1.0"; true for True; the name of a class; None where none is given."""
+    """Each row's label as text: 1 for 1.0 and "1.0", true for True, a class by its name; None where there is none."""
     values = table.column(column)
     classes = table.classes.get(column)
     if classes is not None:
@@ -92,8 +92,8 @@ def check_classes(table: Table, column: str, labels: Sequence[str]) -> None:
     counts = Counter(labels)
     if len(counts) == 1:
         raise UserError(
-            f"{table.where}: every row has the label {next(iter(counts))!r} in the column {column!r}. A classifier needs "
-            "two labels or more."
+            f"{table.where}: every row has the label {next(iter(counts))!r} in the column {column!r}. A classifier "
+            "needs two labels or more."
         )
     if column not in table.classes and len(counts) >= 3 and 2 * len(counts) > len(labels):
         examples = ", ".join(repr(text) for text in list(counts)[:3])

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.errors import UserError, nearest
 from kd.noise import silence
+from kd.tables import stem_of
 
 NARROW = 768
 
@@ -36,7 +38,14 @@ def default_lr(hidden_size: Any) -> float:
     return 1e-4 if int(hidden_size) < NARROW else 5e-5
 
 
+def data_name(kind: str, *parts: Any) -> str:
+    """What a run on somebody's own data is called: ``files-reviews`` for data.train=some/reviews.csv."""
+    stems = [re.sub(r"[^\w.]+", "_", stem_of(Path(str(part)))) for part in parts if part is not None]
+    return "-".join([kind, *stems])[:60]  # W&B's tags end at 64
+
+
 OmegaConf.register_new_resolver("default_lr", default_lr, replace=True)
+OmegaConf.register_new_resolver("data_name", data_name, replace=True)
 
 
 def conf_dir() -> Path:

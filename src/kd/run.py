@@ -181,9 +181,9 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
-    entries.append(save_student(output, student, pair, cfg))
+    entries.append(save_student(output, student, pair, cfg, data))
     if callback is not None:
-        entries.append(save_converted(output, callback, pair, cfg, entries[-1].parameters))
+        entries.append(save_converted(output, callback, pair, cfg, data, entries[-1].parameters))
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
     logs.report(*report.rows(finished), finished["models"], output / "student")
     return float(entries[1].figures["validation"][task.select])
@@ -240,20 +240,22 @@ def say(
     print(f"Loss ({cfg.method.name}): {terms}; learning rate {cfg.optimizer.lr:g}")
 
 
-def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig) -> report.Entry:
-    size = artefact.save_float(output / "student", student, pair.tokenizers["student"], cfg.data.max_length)
+def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: TextData) -> report.Entry:
+    size = artefact.save_float(
+        output / "student", student, pair.tokenizers["student"], cfg.data.max_length, data.text_columns
+    )
     return report.Entry("student", student, "student", size, models.parameter_count(student))
 
 
 def save_converted(
-    output: Path, callback: QuantizationCallback, pair: Pair, cfg: DictConfig, parameters: int
+    output: Path, callback: QuantizationCallback, pair: Pair, cfg: DictConfig, data: TextData, parameters: int
 ) -> report.Entry:
     """Saves the converted model and measures from now on what was read back, not what was in memory."""
     assert callback.summary is not None
     name = f"student-{callback.settings.name}"
     size = artefact.save_quantized(
         output / name, callback.converted, pair.tokenizers["student"], cfg.data.max_length, callback.settings,
-        callback.summary,
+        callback.summary, data.text_columns,
     )  # fmt: skip
     print(f"{name}: {callback.summary}")
     return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
@@ -274,6 +276,7 @@ def finish_report(
         "select": task.select,
         "teacher_beats_chance": teacher_beats_chance,
         "models": {entry.name: entry.figures for entry in entries},
+        "pairs": len(rows.data.text_columns) == 2,
         "quantization": str(callback.summary) if callback else "none",
         "about": {
             "kd": kd.__version__,

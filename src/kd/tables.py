@@ -144,7 +144,7 @@ def header_of(path: Path, text: str, delimiters: str) -> tuple[str, list[str]]:
     delimiter = next((d for d in delimiters if d in first), delimiters[0])
     if delimiter != delimiters[0]:
         print(f"{path}: columns are taken to be separated by {'a tab' if delimiter == chr(9) else delimiter}")
-    fields = next((fields for _, fields in records(path, text, delimiter) if any(fields)), [])
+    fields = next((fields for _, fields in records(path, text, delimiter) if "".join(fields).strip()), [])
     names = [name.strip() or f"unnamed {i}" for i, name in enumerate(fields, start=1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -159,7 +159,7 @@ def read_delimited(path: Path, text: str, delimiters: str) -> Table:
     rows: list[int] = []
     blank, header = 0, True
     for line, fields in records(path, text, delimiter, quoting):
-        if not any(field.strip() for field in fields):  # spreadsheets leave such rows at the end
+        if not "".join(fields).strip():  # spreadsheets leave such rows at the end
             blank += bool(fields)
         elif header:
             header = False
@@ -183,7 +183,7 @@ def quotes_are_letters(path: Path, text: str) -> bool:
     if '"' not in text or len({line.count("\t") for line in lines}) != 1:
         return False
     try:
-        quoted = sum(1 for _, fields in records(path, text, "\t") if any(field.strip() for field in fields))
+        quoted = sum(1 for _, fields in records(path, text, "\t") if "".join(fields).strip())
     except UserError:
         quoted = -1
     if quoted == len(lines):
@@ -203,9 +203,7 @@ def read_json(path: Path, text: str) -> Table:
     if wrong is not None:
         raise UserError(f'{path}, {unit} {wrong} is not an object such as {{"text": "good", "label": "positive"}}.')
     names = list(dict.fromkeys(name for _, row in found for name in row))
-    return Table(
-        str(path), unit, {name: [row.get(name) for _, row in found] for name in names}, [i for i, _ in found]
-    )
+    return Table(str(path), unit, {name: [row.get(name) for _, row in found] for name in names}, [i for i, _ in found])
 
 
 def parsed(path: Path, text: str, line: int | None) -> Any:
