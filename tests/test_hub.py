@@ -120,6 +120,14 @@ def test_without_a_network_it_takes_seconds(monkeypatch: pytest.MonkeyPatch, tmp
     assert time.perf_counter() - start < 5
 
 
+def test_a_changed_directory_is_read_anew(tmp_path: Path) -> None:
+    before = load(put(tmp_path / "mine", train=[0, 1], validation=[1]), tmp_path)
+    (tmp_path / "mine").rename(tmp_path / "old")
+    after = load(put(tmp_path / "mine", train=[0, 1], validation=[0]), tmp_path)
+    assert list(after.splits["validation"]["label"]) == [0]
+    assert after.key != before.key
+
+
 def test_a_directory_that_holds_no_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="data.id="):

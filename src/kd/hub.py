@@ -66,7 +66,7 @@ def snapshot(data_id: str) -> str | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise UserError(f"data.id={data_id} is no name of a data set: {error}.") from error
+        raise UserError(f"data.id={data_id} is no name of a data set: {str(error).rstrip('.')}.") from error
 
 
 def prepared(data_id: str) -> bool:
@@ -109,7 +109,7 @@ def fetched(source: str, data_id: str, subset: str | None, cache: str) -> Any:
         found = load_dataset(source, subset, cache_dir=None if on_hub else str(Path(cache).expanduser() / "text"))
     except Exception as error:  # it raises many kinds; each means that there is nothing to read
         said = " ".join(str(error).split())
-        hint = " Give one as data.subset." if "onfig" in said else ""
+        hint = ". Give one as data.subset." if "onfig" in said else ""
         raise UserError(f"data.id={data_id}{f' data.subset={subset}' if subset else ''}: {said}{hint}") from error
     assert isinstance(found, DatasetDict)
     return found
@@ -130,8 +130,8 @@ def choose_splits(data_id: str, there: list[str], splits: dict[str, str | None])
     if "train" not in chosen:
         raise UserError(f"{data_id} has no split named train, only {', '.join(there)}: give data.train=NAME.")
     unused = [name for name in there if name not in chosen.values()]
-    print(f"{data_id}: {', '.join(f'{split} is {name}' for split, name in chosen.items())}", end="")
-    print(f"; not used: {', '.join(unused)}" if unused else "")
+    said = ", ".join(split if split == name else f"{split} ({name})" for split, name in chosen.items())
+    print(f"{data_id}: splits {said}{'; not used: ' + ', '.join(unused) if unused else ''}")
     return chosen
 
 

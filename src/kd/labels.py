@@ -82,7 +82,8 @@ def name_labels(
             f"{table.where}: the labels {', '.join(map(repr, alike))} differ in case alone, or not at all: write them "
             "alike, or rename one."
         )
-    empty = [name for name in names if name not in set(renamed.values())]
+    trained = set(renamed.values())
+    empty = [name for name in names if name not in trained]
     if empty:
         print(f"Labels without a training row: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}")
     return list(names), renamed

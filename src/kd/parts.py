@@ -123,7 +123,8 @@ def split_off(train: Part, share: float, seed: int) -> tuple[Part, Part]:
         f"label, data.split_seed={seed}"
     )
     if single:
-        print(f"Only one row has the label {', '.join(map(repr, single))}: it stays in train, validation has none")
+        listed = ", ".join(map(repr, single[:SHOWN])) + (", ..." if len(single) > SHOWN else "")
+        print(f"Labels with a single row stay in train, validation has none of them: {len(single)} ({listed})")
     every = range(len(train.rows))
     return train.select([i for i in every if i not in chosen]), train.select(sorted(chosen))
 

@@ -29,6 +29,8 @@ from kd.store import Wanted, claim, content_key, directory_hash, fetch, local_ra
 from kd.tasks import Task
 from kd.teacher import FineTune, check_labels, check_score, fine_tuned
 
+SHOWN = 10  # labels in the line about the data
+
 
 @dataclass
 class Pair:
@@ -196,7 +198,8 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
         cfg.seed,
     )  # fmt: skip
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
-    print(f"Data: {sizes} rows; labels {', '.join(task.label_names)}")
+    more = f", ... ({len(task.label_names)})" if len(task.label_names) > SHOWN else ""
+    print(f"Data: {sizes} rows; labels {', '.join(task.label_names[:SHOWN])}{more}")
     return rows
 
 
