@@ -181,7 +181,7 @@ def test_quotes_line_breaks_and_blank_lines(tmp_path: Path, capsys: pytest.Captu
     data = read(put(tmp_path, "\ufeff" + GOOD.replace("\n", "\r\n") + f'"{odd}",good\r\n\r\n,\r\n'))
     assert ('a film, they said "good"\nand left', "good") in every_row(data)
     assert len(every_row(data)) == 21
-    assert "1 blank rows left out" in capsys.readouterr().out
+    assert "blank rows left out: 1" in capsys.readouterr().out
 
 
 def test_a_tsv_without_quoting_is_seen_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +225,7 @@ BAD = [
     bad("a.csv", "text,label\n", "has no rows, only a header"),
     bad("a.csv", "text,label\na film,1\na film, a bad one,0\n", "line 3 has 3 fields, the header has 2"),
     bad("a.csv", 'text,label\na film,1\n"good" he said,0\n', "line 3: ',' expected after '\"'"),
-    bad("a.csv", 'text,label\n"a film,1\nmore,0\n', "line 2: unexpected end of data"),
+    bad("a.csv", 'text,label\n"a film,1\nmore,0\n', "line 2: a text in quotes begins there and never ends"),
     bad("a.csv", GOOD, "no column 'reviw', only review, stars: give data.text. Did you mean 'review'?", text="reviw"),
     bad("a.csv", GOOD, "both 'stars': one column cannot be both", text="stars", label="stars"),
     bad("a.csv", GOOD, "data.text=['a', 'b', 'c']: give one column, or two different ones", text=["a", "b", "c"]),
@@ -239,7 +239,7 @@ BAD = [
     bad("a.csv", "text,label\n" + "".join(f"a,{i}\n" for i in range(9)), "9 different values in 9 rows"),
     bad("a.csv", GOOD + "a film,Good\n", "'Good', 'good' differ in case alone"),
     bad("a.csv", GOOD, "lacks the label 'good' of the data. Did you mean 'goood'?", label_names=["bad", "goood"]),
-    bad("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "line 2 is no JSON"),
+    bad("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "line 2 is no JSON (Expecting ',' delimiter, column 13)"),
     bad("a.jsonl", '{"text": "a", "label": 1}\n\n[1]\n', "line 3 is not an object such as"),
     bad("a.jsonl", '{"text": ["a"], "label": 1}\n', "line 1: the text column 'text' holds list values, not text"),
     bad("a.jsonl", '{"text": "a", "label": [1]}\n', "line 1: the label column 'label' holds list values"),
@@ -272,7 +272,7 @@ def test_labels_that_training_never_saw(tmp_path: Path) -> None:
     dev = put(tmp_path, "review,stars\na,good\nb,godo\nc,godo\nd,meh\n", "dev.csv")
     with pytest.raises(UserError) as caught:
         read(put(tmp_path, GOOD), validation=dev)
-    says = "validation has labels that no training row has: 'godo' (2 rows), 'meh' (1 rows). Did you mean 'good'?"
+    says = "validation has labels that no training row has: 'godo' in 2 rows, 'meh' in 1 row. Did you mean 'good'?"
     assert says in str(caught.value)
     lacking = put(tmp_path, "text,stars\na,good\n", "lacking.csv")
     with pytest.raises(UserError, match="has no column 'review', only text, stars"):

@@ -46,8 +46,7 @@ class Artefact:
         for start in range(0, len(texts), BATCH):
             encoded = self.tokenizer(
                 first[start : start + BATCH], second and second[start : start + BATCH], truncation=True,
-                max_length=self.max_length,
-                padding=True, return_tensors="pt",
+                max_length=self.max_length, padding=True, return_tensors="pt",
             )  # fmt: skip
             found.append(self.model(**encoded).logits.float())
         return torch.cat(found)

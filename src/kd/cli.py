@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def table_of(path: Path, names: list[str]) -> tuple[Table, list[Text]]:
     names = [part for name in names for part in ([name] if name in table.columns else name.split(","))]
     if len(names) > 2:
         raise UserError(f"--column {','.join(names)}: give one column, or two for pairs.")
-    table.require(names, "--column")
+    table.require(names, "give --column")
     columns = [text_values(table, name) for name in names]
     for name, column in zip(names, columns, strict=True):
         empty = [row for row, text in zip(table.rows, column, strict=True) if not text.strip()]
@@ -109,6 +110,9 @@ def main() -> None:
 
         silence_transformers()
         predict(arguments)
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{error}")
+    except BrokenPipeError:  # whoever read the output has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return None

@@ -51,8 +51,8 @@ def as_set(text: str | Sequence[str] | None, label: str | None) -> tuple[tuple[s
 def choose(table: Table, text: str | Sequence[str] | None, label: str | None) -> Columns:
     """The columns to use; a guess is printed. Raises UserError where there is more than one reading, or none."""
     texts, label = as_set(text, label)
-    table.require(texts, "data.text")
-    table.require([label] if label is not None else [], "data.label")
+    table.require(texts, "give data.text")
+    table.require([label] if label is not None else [], "give data.label")
     guessed = not texts or label is None
     if label is None:
         label = only([name for name in table.columns if name.lower() in LABELS and name not in texts])

@@ -54,8 +54,7 @@ def read(
     tables = {split: read_table(path) for split, path in check_paths(files).items()}
     columns = choose(tables["train"], text, label)
     for split in tables:
-        tables[split].require(columns.text, "the columns of the training file")
-        tables[split].require([columns.label], "the columns of the training file")
+        tables[split].require([*columns.text, columns.label], "name its columns as in the training file")
     return assemble(name, tables, columns, Settings(label_names, validation_share, split_seed, drop_empty))
 
 

@@ -95,7 +95,7 @@ def load(
             print(f"{tables[split].where} has no column {columns.label!r}; only validation is scored.")
             del tables[split]
             continue
-        tables[split].require([*columns.text, columns.label], "data.text and data.label that all splits have")
+        tables[split].require([*columns.text, columns.label], "give data.text and data.label that all splits have")
     return assemble(name, tables, columns, Settings(label_names, validation_share, split_seed, drop_empty))
 
 

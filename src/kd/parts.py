@@ -94,7 +94,9 @@ def check_seen(parts: dict[str, Part]) -> None:
     for split, part in parts.items():
         unseen = Counter(label for label in part.labels if label not in seen)
         if unseen:
-            listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unseen.most_common(SHOWN))
+            listed = ", ".join(
+                f"{label!r} in {count} row{'s' * (count > 1)}" for label, count in unseen.most_common(SHOWN)
+            )
             more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
             first = unseen.most_common(1)[0][0]
             raise UserError(

@@ -41,12 +41,12 @@ class Table:
         values = self.columns[name][:first]
         return values if isinstance(values, list) else list(values.to_pylist())
 
-    def require(self, names: Sequence[str], setting: str) -> None:
-        """Raises UserError for a column that is not there; ``setting`` is what names it."""
+    def require(self, names: Sequence[str], mend: str) -> None:
+        """Raises UserError for a column that is not there; ``mend`` says what to do."""
         for name in names:
             if name not in self.columns:
                 raise UserError(
-                    f"{self.where} has no column {name!r}, only {', '.join(self.columns)}: give {setting}."
+                    f"{self.where} has no column {name!r}, only {', '.join(self.columns)}: {mend}."
                     f"{nearest(name, self.columns)}"
                 )
 
@@ -132,8 +132,9 @@ def records(path: Path, text: str, delimiter: str, quoting: int = csv.QUOTE_MINI
         except StopIteration:
             return
         except csv.Error as error:
+            said = "a text in quotes begins there and never ends" if "end of data" in str(error) else str(error)
             raise UserError(
-                f"{path}, line {begins}: {error}. A quote inside a text is doubled, and the text stands in quotes: "
+                f"{path}, line {begins}: {said}. A quote inside a text is doubled, and the text stands in quotes: "
                 '"he said ""yes""".'
             ) from error
 
@@ -173,7 +174,7 @@ def read_delimited(path: Path, text: str, delimiters: str) -> Table:
             for column, value in zip(columns, fields, strict=True):
                 column.append(value)
     if blank:
-        print(f"{path}: {blank} blank rows left out")
+        print(f"{path}: blank rows left out: {blank}")
     return Table(str(path), "line", dict(zip(names, columns, strict=True)), rows)
 
 
@@ -209,9 +210,11 @@ def read_json(path: Path, text: str) -> Table:
 def parsed(path: Path, text: str, line: int | None) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        where = f"line {line}" if line else f"line {getattr(error, 'lineno', 1)}"
-        raise UserError(f"{path}, {where} is no JSON ({error}). One object a line is expected.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {line or error.lineno} is no JSON ({error.msg}, column {error.colno}). One object a line is "
+            "expected."
+        ) from error
 
 
 def read_parquet(path: Path) -> Table:
@@ -221,7 +224,7 @@ def read_parquet(path: Path) -> Table:
     try:
         table = pq.read_table(pa.BufferReader(raw(path)))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as parquet: {error}.") from error
+        raise UserError(f"{path} cannot be read as parquet: {str(error).rstrip('.')}.") from error
     names = table.column_names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
