@@ -81,7 +81,8 @@ def samples_per_second(method: str, precision: str, steps: int, data: TextDataMo
     settings = FitSettings(trainer, functools.partial(torch.optim.AdamW, lr=1e-4, fused=True), "linear", 0.06, 0)
     frozen = FrozenTeacher(teacher, signals) if signals else None
     clock = Clock(steps)
-    fit(student, task, losses, frozen, data, settings, directory, f"{method} {precision}", callbacks=[clock])
+    own = Path(tempfile.mkdtemp(dir=directory))
+    fit(student, task, losses, frozen, data, settings, own, "benchmark", f"{method} {precision}", callbacks=[clock])
     return (steps - WARM_UP) * BATCH / clock.seconds
 
 

@@ -239,7 +239,7 @@ BAD = [
     bad("a.csv", "text,label\n" + "".join(f"a,{i}\n" for i in range(9)), "9 different values in 9 rows"),
     bad("a.csv", GOOD + "a film,Good\n", "'Good', 'good' differ in case alone"),
     bad("a.csv", GOOD, "lacks the label 'good' of the data. Did you mean 'goood'?", label_names=["bad", "goood"]),
-    bad("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "line 2 is no JSON (Expecting ',' delimiter, column 13)"),
+    bad("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "is no JSON (Expecting ',' delimiter, column 13)"),
     bad("a.jsonl", '{"text": "a", "label": 1}\n\n[1]\n', "line 3 is not an object such as"),
     bad("a.jsonl", '{"text": ["a"], "label": 1}\n', "line 1: the text column 'text' holds list values, not text"),
     bad("a.jsonl", '{"text": "a", "label": [1]}\n', "line 1: the label column 'label' holds list values"),

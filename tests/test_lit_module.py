@@ -52,7 +52,7 @@ def distil(
     losses = set_up(every_loss(), student, teacher, task)
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     frozen = FrozenTeacher(teacher, signals)
-    return fit(student, task, losses, frozen, data, how or settings(), tmp_path, "test", callbacks=callbacks)
+    return fit(student, task, losses, frozen, data, how or settings(), tmp_path, "key", "test", callbacks=callbacks)
 
 
 class Modes(Callback):

@@ -11,7 +11,8 @@ from conftest import model
 from kd.artefact import load
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
-from kd.report import Entry, markdown_table, measure, score, sentence, table
+from kd.report import Entry, measure, score, sentence, table
+from kd.table import markdown_table
 from kd.tasks import Classification
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_a_teacher_is_fine_tuned_once(
     text: TextData, data: TextDataModule, task: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = TextDataModule(text, {"student": text.tokenizer}, tmp_path / "tokens", 8, 32, 64)
-    arguments = ("id", "tiny", text.tokenizer, task, rows, TUNE, settings(), tmp_path, list)
+    arguments: Any = ("id", "tiny", text.tokenizer, task, rows, TUNE, settings(), tmp_path, lambda done: [])
     first = fine_tuned(Loaded(model(), False), *arguments)
     (kept,) = [path for path in (tmp_path / "teachers").iterdir() if path.is_dir()]
     assert sorted(path.name for path in kept.iterdir()) == [

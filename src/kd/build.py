@@ -84,7 +84,9 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer: {cfg.optimizer._target_} refuses these settings: {error}.") from error
-    return FitSettings(trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed)
+    return FitSettings(
+        trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed, cfg.checkpoint.every_seconds
+    )  # fmt: skip
 
 
 def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:

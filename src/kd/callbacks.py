@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import lightning as L
@@ -23,17 +24,17 @@ class Progress(Callback):
         self.bar: tqdm[Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches)
+        assert isinstance(pl_module, DistillationModule)
         seconds = 0.1 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(
-            total=total,
+            total=pl_module.steps,
             desc=self.title,
             unit="step",
             disable=not trainer.is_global_zero,
             mininterval=seconds,
             maxinterval=2 * seconds,
+            initial=trainer.global_step,  # after resuming the rate counts what is done now
         )
-        self.bar.update(trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         assert self.bar is not None
@@ -56,21 +57,32 @@ class Progress(Callback):
 
 
 class LossWatch(Callback):
-    """Keeps the loss curves for the report and stops at a loss that is not a number.
+    """Keeps the loss curves and the time for the report and stops at a loss that is not a number.
 
     Reads the device at logging intervals only, and before anything is saved.
     """
 
-    def __init__(self, interval: int) -> None:
-        self.interval = interval
+    def __init__(self) -> None:
         self.seen = 0
         self.curves: dict[str, list[tuple[int, float]]] = {}
+        self.earlier = 0.0  # seconds, of the processes before this one
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "curves": self.curves, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen, self.curves, self.earlier = (state_dict[name] for name in ("seen", "curves", "seconds"))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.interval == 0 and trainer.global_step != self.seen:
+        if trainer.global_step % trainer.log_every_n_steps == 0 and trainer.global_step != self.seen:  # type: ignore[attr-defined]
             self.seen = trainer.global_step
             self.check(pl_module)
-            for name, value in trainer.logged_metrics.items():
+            for name, value in trainer.callback_metrics.items():
                 if name.startswith("train/loss"):
                     self.curves.setdefault(name, []).append((trainer.global_step, float(value)))
 
@@ -79,7 +91,10 @@ class LossWatch(Callback):
 
     def check(self, module: L.LightningModule) -> None:
         assert isinstance(module, DistillationModule)
-        bad = {name: int(step) for name, step in module.first_bad.items() if step >= 0}
+        steps = torch.stack(list(module.first_bad.values()))
+        if module.trainer.world_size > 1:  # all ranks stop, not only the one that saw it
+            torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MAX)
+        bad = {name: step for name, step in zip(module.first_bad, steps.tolist(), strict=True) if step >= 0}
         if bad:
             term = min(bad, key=bad.__getitem__)
             raise UserError(

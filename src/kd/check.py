@@ -69,7 +69,10 @@ def check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be a number above 0.")
         if key not in FRACTIONS and not isinstance(value, int):
             raise UserError(f"{key}={value}: must be a whole number, such as {round(value)}.")
-    for key in ("seed", "teacher.fine_tune.seed", "data.num_workers", "data.split_seed", "trainer.gradient_clip_val"):
+    for key in (
+        "seed", "teacher.fine_tune.seed", "data.num_workers", "data.split_seed", "trainer.gradient_clip_val",
+        "checkpoint.every_seconds",
+    ):  # fmt: skip
         if (OmegaConf.select(cfg, key) or 0) < 0:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be 0 or more.")
     for key in ("trainer.max_steps", "teacher.fine_tune.max_steps"):

@@ -31,6 +31,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("text", nargs="*", help="texts to label; two by two for a model of pairs")
+    compare = commands.add_parser("compare", help="a table over runs: mean and deviation over seeds")
+    compare.add_argument("place", nargs="+", metavar="DIR", help="runs, sweeps, trees of them, or report.json files")
+    compare.add_argument("--sort", metavar="COLUMN", help="the column to sort by, best first (default: test)")
+    compare.add_argument("--out", metavar="DIR", help="also write compare.md, compare.csv and compare.png there")
     return top
 
 
@@ -95,6 +99,12 @@ def predict(arguments: argparse.Namespace) -> None:
             print(f"{row['label']}  ({chances})  {text if isinstance(text, str) else ' | '.join(text)}")
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    from kd.compare import compare  # imports no torch
+
+    print(compare([Path(place) for place in arguments.place], arguments.sort, arguments.out and Path(arguments.out)))
+
+
 def main() -> None:
     if sys.argv[1:2] == ["train"]:
         from kd import launch
@@ -106,10 +116,13 @@ def main() -> None:
 
     silence()
     try:
-        from kd.noise import silence_transformers
+        if arguments.command == "compare":
+            compare(arguments)
+        else:
+            from kd.noise import silence_transformers
 
-        silence_transformers()
-        predict(arguments)
+            silence_transformers()
+            predict(arguments)
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{error}")

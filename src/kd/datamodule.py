@@ -90,7 +90,7 @@ class Batches(Sampler[Draw]):
 
     A global batch (``ranks * batch_size`` rows) is dealt out to the ranks; ``accumulate`` of them make one optimizer
     step, whose totals every batch carries. Every row is drawn once an epoch; the last batches may be smaller. The
-    order depends on ``seed`` and epoch alone.
+    order depends on ``seed`` and epoch alone. ``done`` batches of the epoch are left out, where a training goes on.
     """
 
     def __init__(
@@ -101,10 +101,12 @@ class Batches(Sampler[Draw]):
         self.size = batch_size * ranks
         self.seed = seed
         self.rank, self.ranks, self.accumulate = rank, ranks, accumulate
-        self.epoch = 0
+        self.epoch = self.done = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
+        if epoch != self.epoch:
+            self.done = 0
         self.epoch = epoch
 
     def global_batches(self) -> list[np.ndarray[Any, Any]]:
@@ -122,7 +124,7 @@ class Batches(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         batches = self.global_batches()
-        for start in range(0, len(batches), self.accumulate):
+        for start in range(self.done, len(batches), self.accumulate):
             step = batches[start : start + self.accumulate]
             rows = np.concatenate(step)
             totals = {"examples": len(rows), "tokens": int(self.lengths[rows].sum())}
@@ -245,6 +247,8 @@ class TextDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         batches = self.batches(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current  # above 0 where a training goes on
+        batches.epoch, batches.done = trainer.current_epoch, progress.ready
         return self.loader("train", batches)
 
     def val_dataloader(self) -> DataLoader[Any]:

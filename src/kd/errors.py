@@ -1,4 +1,4 @@
-"""The error that reaches the user as a paragraph instead of a traceback."""
+"""What reaches the user as a paragraph instead of a traceback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Something the user can mend. The message says what is wrong, where, and what to do."""
+
+
+class Preempted(Exception):
+    """SIGTERM arrived, the state was saved after ``step`` steps, and the process should end."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

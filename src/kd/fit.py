@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from kd.callbacks import LossWatch, Progress, RestoreBest, ValidateLastStep
+from kd.checkpoint import LAST, LastState, WholeFiles, check
 from kd.datamodule import TextDataModule
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
@@ -29,6 +29,7 @@ class FitSettings:
     schedule_name: str
     warmup: float
     seed: int
+    checkpoint_seconds: float = 300.0
 
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         from transformers import get_scheduler
@@ -50,13 +51,12 @@ class Fitted:
     trainer: L.Trainer
 
 
-def log_interval(options: dict[str, Any], data: TextDataModule) -> int:
-    """``log_every_n_steps``, or less for a short run, whose curve has some twenty points then."""
-    batches = len(data.batches(ranks=options["devices"] if isinstance(options["devices"], int) else 1))
-    steps: int = math.ceil(batches / options["accumulate_grad_batches"]) * options["max_epochs"]
-    if options["max_steps"] > 0:
-        steps = min(steps, options["max_steps"])
-    return max(1, min(int(options["log_every_n_steps"]), steps // 20))
+def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
+    """Of the whole training. Lightning's own estimate opens the data before it knows where a resumed run stands."""
+    batches = len(data.batches(ranks=trainer.world_size))
+    assert trainer.max_epochs is not None
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
 def fit(
@@ -67,31 +67,41 @@ def fit(
     data: TextDataModule,
     settings: FitSettings,
     directory: Path,
+    key: str,
     title: str,
     loggers: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
 ) -> Fitted:
-    """Trains ``student`` in place and leaves its best validated weights in it."""
+    """Trains ``student`` in place and leaves its best validated weights in it.
+
+    Goes on from ``directory/checkpoints/last.ckpt`` if an earlier process left one of the same ``key``.
+    """
     L.seed_everything(settings.seed, verbose=False)
-    module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule)
-    watch = LossWatch(log_interval(settings.trainer, data))
-    checkpoint = ModelCheckpoint(
+    watch = LossWatch()
+    best = ModelCheckpoint(
         directory / "checkpoints", filename="best-step{step}", auto_insert_metric_name=False,
-        monitor=f"val/{task.select}", mode="max",
+        monitor=f"val/{task.select}", mode="max", save_weights_only=True, enable_version_counter=False,
     )  # fmt: skip
-    options = settings.trainer | {"log_every_n_steps": watch.interval}
+    last = directory / "checkpoints" / LAST
+    state = LastState(last, settings.checkpoint_seconds, key)
     trainer = L.Trainer(
-        **options,
+        **settings.trainer,
         default_root_dir=directory,
         logger=list(loggers) or False,
-        callbacks=[Progress(title), watch, checkpoint, ValidateLastStep(), RestoreBest(), *callbacks],
+        callbacks=[Progress(title), watch, state, best, ValidateLastStep(), RestoreBest(), *callbacks],
+        plugins=[WholeFiles()],
         use_distributed_sampler=False,  # Batches deals the rows out itself
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    start = time.perf_counter()
-    trainer.fit(module, datamodule=data)
-    seconds = time.perf_counter() - start
-    score = float(checkpoint.best_model_score) if checkpoint.best_model_score is not None else math.nan
-    return Fitted(module, watch.curves, score, trainer.global_step, seconds, trainer)
+    steps = optimizer_steps(trainer, data)
+    # a short run's curve has some twenty points
+    interval = max(1, min(int(settings.trainer["log_every_n_steps"]), steps // 20))
+    trainer.log_every_n_steps = interval  # type: ignore[attr-defined]
+    module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps)
+    if last.is_file():
+        check(last, key, trainer.world_size)
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    score = float(best.best_model_score) if best.best_model_score is not None else math.nan
+    return Fitted(module, watch.curves, score, trainer.global_step, watch.seconds, trainer)

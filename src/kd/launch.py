@@ -5,10 +5,7 @@ Only hydra is imported here, so that a misspelled name is answered before torch 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import functools
-import os
 import re
 import sys
 import traceback
@@ -18,16 +15,15 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd import resume
 from kd.errors import UserError, nearest
-from kd.noise import silence
+from kd.job import end_of_sweep, run_one
 from kd.tables import stem_of
 
 NARROW = 768
@@ -181,49 +177,33 @@ def check_command_line(lines: list[str]) -> None:
         raise UserError(f"The command line does not compose: {error}") from error
 
 
-def run_one(cfg: DictConfig, failures: list[str]) -> float | None:
-    """One job. An error of the user's is printed as a paragraph and noted; a defect shows its traceback."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # one rank of a job speaks for all
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    try:
-        from kd.check import check_before_loading
-
-        if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
-            raise UserError("A sweep (-m) runs on one device: set trainer.devices=1, or start its jobs one by one.")
-        check_before_loading(cfg)
-        names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
-        print("kd: {} to {} by {}, quantization {}, on {}".format(*names), flush=True)  # torch takes its seconds
-        silence()
-        from kd.run import train
-
-        return train(cfg)
-    except UserError as error:
-        if cfg.debug:
-            traceback.print_exc()
-        print(f"\n{error}", file=sys.stderr)
-        failures.append(str(error))
-        with contextlib.suppress(OSError):
-            Path(cfg.paths.output).rmdir()  # hydra made it; leave none behind that is empty
-        return None
+def resumed(args: Any) -> Path | None:
+    """The run directory to go on with, if the command line names one; hydra is told to work there."""
+    directory = resume.directory_of(args.overrides)
+    if directory is not None:
+        if args.multirun:
+            raise UserError("resume= goes on with one run: leave -m out, and resume the runs of a sweep one by one.")
+        sys.argv.append(f'hydra.run.dir="{directory}"')
+    return directory
 
 
 def main() -> None:
-    """Runs the command line. Exit code 2: not understood; 1: a run failed."""
+    """Runs the command line. Exit code 2: not understood; 1: a run failed; 143: stopped by SIGTERM."""
     args = get_args_parser().parse_args()
-    failures: list[str] = []
     if not (args.help or args.hydra_help or args.info or args.shell_completion):
         try:
             check_command_line(list(args.overrides))
+            directory = resumed(args)
         except UserError as error:
             if "debug=true" in args.overrides:
                 traceback.print_exc()
             print(error, file=sys.stderr)
             sys.exit(2)
-    task = functools.partial(run_one, failures=failures)
-    functools.update_wrapper(task, run_one)
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
-    if failures:
-        sys.exit(1)
+        if directory is not None and (directory / "report.json").is_file():
+            print(f"{directory} is finished, there is nothing to go on with: see its report.md.")
+            return
+    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_one)()
+    sys.exit(end_of_sweep())
 
 
 if __name__ == "__main__":  # how further ranks of `kd train` start

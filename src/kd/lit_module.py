@@ -39,6 +39,7 @@ class DistillationModule(L.LightningModule):
         teacher: anything callable from encoded inputs to the signals that the losses need.
         optimizer: from parameter groups to an optimizer; biases and norms are in a group without weight decay.
         schedule: from ``(optimizer, steps)`` to a learning-rate scheduler stepped every step.
+        steps: of the optimizer, in the whole training.
     """
 
     teacher: FrozenTeacher | None
@@ -47,7 +48,7 @@ class DistillationModule(L.LightningModule):
     def __init__(
         self, student: Any, task: Task, losses: dict[str, Loss], teacher: FrozenTeacher | None,
         optimizer: Callable[..., torch.optim.Optimizer],
-        schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler],
+        schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler], steps: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.student = student
@@ -59,6 +60,7 @@ class DistillationModule(L.LightningModule):
         self.metrics = task.metrics()
         self.optimizer = optimizer
         self.schedule = schedule
+        self.steps = steps
 
     def on_fit_start(self) -> None:
         self.student.train()  # from_pretrained gives eval mode, and Lightning keeps it
@@ -70,20 +72,27 @@ class DistillationModule(L.LightningModule):
         student = self.recorder(**batch["student"])
         teacher = {} if self.teacher is None else self.teacher(batch["teacher"])
         total = torch.zeros((), device=self.device)
+        found = {}
         for name, loss in self.terms.items():
-            value, count = loss(student, teacher, batch)
-            self.note(name, value / count)
-            total = total + loss.weight * value / batch["totals"][loss.unit]
+            found[name] = loss(student, teacher, batch)
+            total = total + loss.weight * found[name][0] / batch["totals"][loss.unit]
+        self.note({name: (value.detach(), count) for name, (value, count) in found.items()})
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
-        total = total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
-        self.log("train/loss", total)
-        return total
+        return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
-    def note(self, name: str, value: Tensor) -> None:
-        """Logs a term and remembers, on the device, the first step at which it was not finite."""
-        self.log(f"train/loss/{name}", value.detach())
-        bad = ~torch.isfinite(value.detach()) & (self.first_bad[name] < 0)
-        self.first_bad[name] = torch.where(bad, self.trainer.global_step, self.first_bad[name])
+    def note(self, found: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Remembers, on the device, the first step at which a term was not finite; logs the means over all ranks."""
+        for name, (value, _) in found.items():
+            bad = ~torch.isfinite(value) & (self.first_bad[name] < 0)
+            self.first_bad[name] = torch.where(bad, self.trainer.global_step, self.first_bad[name])
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        sums = torch.stack([torch.stack(pair) for pair in found.values()])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        means = dict(zip(found, sums[:, 0] / sums[:, 1], strict=True))
+        self.log_dict({f"train/loss/{name}": mean for name, mean in means.items()})
+        self.log("train/loss", torch.stack([self.terms[name].weight * mean for name, mean in means.items()]).sum())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.metrics.update(self.student(**batch["student"]).logits.float(), batch["labels"])
@@ -109,5 +118,5 @@ class DistillationModule(L.LightningModule):
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer(groups)
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.schedule(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import netrc
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from kd.errors import UserError
-from kd.store import local_rank
+from kd.store import rank, write_text
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -45,10 +48,33 @@ def wandb_mode(mode: str) -> Mode:
     raise UserError(f"{said}: known are online, offline, disabled.")
 
 
-def csv_logger(directory: Path) -> Any:
+def csv_logger(directory: Path, done: int) -> Any:
+    """``metrics.csv``; what an earlier process wrote there stays, but for the last of its ``done`` steps.
+
+    That one's metrics stand in the checkpoint, since the file may have been cut off before them.
+    """
     from lightning.pytorch.loggers import CSVLogger
 
-    return CSVLogger(save_dir=directory, name="", version="", flush_logs_every_n_steps=100)
+    path = directory / "metrics.csv"
+    rows = []
+    if done and path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) < done - 1]
+    logger = CSVLogger(save_dir=directory, name="", version="", flush_logs_every_n_steps=100)
+    if rows and rank() == 0:
+        logger.experiment.metrics = rows  # making the logger removed the file
+        logger.experiment.save()
+    return logger
+
+
+def run_id(directory: Path, stage: str) -> str:
+    """The W&B id of a stage: the same one when the run goes on later."""
+    path = directory / "wandb-ids.json"
+    ids: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if stage not in ids:
+        ids[stage] = secrets.token_hex(4)
+        write_text(path, json.dumps(ids))
+    return ids[stage]
 
 
 def wandb_logger(
@@ -58,10 +84,11 @@ def wandb_logger(
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    mode = wandb_mode(settings["mode"])
     run = wandb.init(
+        id=run_id(directory, stage), resume="allow" if mode == "online" else None,
         name=f"{stage}-{directory.name}", dir=directory, project=settings["project"], entity=settings["entity"],
-        group=settings["group"], job_type=stage, tags=list(tags), config=config,
-        mode=wandb_mode(settings["mode"]),
+        group=settings["group"], job_type=stage, tags=list(tags), config=config, mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
     )  # fmt: skip
     if run.settings.mode == "online":
@@ -85,14 +112,17 @@ class Logs:
         self.chosen = config.get("logger") or {}
         self.wandb: Any = None
 
-    def open(self, stage: str) -> list[Any]:
-        """The loggers for ``teacher`` or ``distil``; an open W&B run is finished first."""
+    def open(self, stage: str, done: int = 0) -> list[Any]:
+        """The loggers for ``teacher`` or ``distil``; an open W&B run is finished first.
+
+        ``done`` steps were logged before, where a training goes on.
+        """
         self.close()
         made = []
         if "csv" in self.chosen:
-            made.append(csv_logger(self.output if stage == "distil" else self.output / stage))
+            made.append(csv_logger(self.output if stage == "distil" else self.output / stage, done))
         wandb = self.chosen.get("wandb")
-        if wandb and wandb_mode(wandb["mode"]) != "disabled" and local_rank() == 0:
+        if wandb and wandb_mode(wandb["mode"]) != "disabled" and rank() == 0:
             self.wandb = wandb_logger(self.output, stage, self.config, self.tags, wandb)
             made.append(self.wandb)
         return made

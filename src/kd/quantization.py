@@ -206,11 +206,12 @@ def is_quantized(module: nn.Module) -> bool:
 
 def save(model: Any, settings: Settings, summary: Summary, directory: Path) -> None:
     """``model.safetensors`` and ``config.json`` of a converted model; ``load`` gives the same logits."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     tensors, metadata = flatten_tensor_state_dict(model.state_dict())
-    save_file({k: v.contiguous() for k, v in tensors.items()}, directory / "model.safetensors", metadata)
+    data = serialize({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    (directory / "model.safetensors").write_bytes(in_order(data))
     embeddings = {
         name: [*module.weight.shape, module.weight.shape[1] // module.scale.shape[1]]
         for name, module in model.named_modules()
@@ -230,6 +231,17 @@ def save(model: Any, settings: Settings, summary: Summary, directory: Path) -> N
         },
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def in_order(data: bytes) -> bytes:
+    """The same safetensors file with its header sorted: equal models are to be equal files.
+
+    The library writes the metadata in an order that changes from process to process.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # as the format wants it, so that tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def load(directory: Path, auto_class: Any) -> Any:

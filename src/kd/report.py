@@ -16,7 +16,10 @@ from tqdm import tqdm
 
 from kd.datamodule import TextDataModule
 from kd.picture import draw
-from kd.store import local_rank, write_text
+from kd.store import rank, write_text
+from kd.table import rows as rows  # also reached as report.rows and report.table
+from kd.table import scored
+from kd.table import table as table
 from kd.tasks.base import Task
 
 LATENCY_SHAPE = (1, 32)
@@ -43,7 +46,7 @@ def logits_of(model: Any, data: TextDataModule, split: str, role: str, device: t
     model.to(device).eval()
     loader = data.score_loader(split)
     found: dict[int, Tensor] = {}
-    for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0, disable=local_rank() > 0):
+    for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0, disable=rank() > 0):
         inputs = {name: tensor.to(device) for name, tensor in batch[role].items()}
         for row, logits in zip(batch["rows"].tolist(), model(**inputs).logits.float().cpu(), strict=True):
             found[row] = logits
@@ -115,52 +118,6 @@ def take_turns(calls: Sequence[Callable[[], float]], seconds: float, title: str)
             spent_seconds = round(seconds - (end - time.perf_counter()))
             bar.update(max(0, min(round(seconds), spent_seconds) - int(bar.n)))
     return times
-
-
-def scored(figures: dict[str, Any]) -> str:
-    """The split that counts: test, where there are labels for it."""
-    return "test" if "test" in figures else "validation"
-
-
-COLUMNS: list[tuple[str, Callable[[dict[str, Any], str], Any], str]] = [
-    ("validation", lambda f, select: f["validation"][select], "{:.4f}"),
-    ("test", lambda f, select: f["test"][select], "{:.4f}"),
-    ("retention", lambda f, _: 100 * f[f"{scored(f)}_retention"], "{:.1f} %"),
-    ("agreement", lambda f, _: 100 * f[f"{scored(f)}_agreement"], "{:.1f} %"),
-    ("parameters", lambda f, _: f["parameters"] / 1e6, "{:.2f} M"),
-    ("weights", lambda f, _: f["weights_bytes"] / 1e6, "{:.2f} MB"),
-    ("p50 1x32", lambda f, _: f["latency_ms_p50"], "{:.2f} ms"),
-    ("p95 1x32", lambda f, _: f["latency_ms_p95"], "{:.2f} ms"),
-    ("rows/s 32x64", lambda f, _: f["rows_per_second"], "{:.0f}"),
-]
-
-
-def cells(figures: dict[str, Any], select: str) -> list[str]:
-    row = []
-    for _, get, form in COLUMNS:
-        try:
-            row.append(form.format(get(figures, select)))
-        except KeyError:  # not measured, or no test labels
-            row.append("–")
-    return row
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)], *rows]
-    return "\n".join(
-        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
-    )  # fmt: skip
-
-
-def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the table."""
-    header = ["model", *(name for name, _, _ in COLUMNS)]
-    return header, [[name, *cells(figures, report["select"])] for name, figures in report["models"].items()]
-
-
-def table(report: dict[str, Any]) -> str:
-    return markdown_table(*rows(report))
 
 
 def sentence(report: dict[str, Any]) -> str:

@@ -18,12 +18,14 @@ from kd import artefact, loggers, models, quantization, report
 from kd.build import build, build_losses, container, fit_settings, quantization_settings
 from kd.callbacks import QuantizationCallback
 from kd.check import SHAPE, student_keep
+from kd.checkpoint import steps_done
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.noise import silence_transformers
+from kd.resume import settings_key
 from kd.sources import TextData
 from kd.store import Wanted, claim, content_key, directory_hash, fetch, local_rank, write_text
 from kd.tasks import Task
@@ -105,7 +107,7 @@ def make_teacher(
     rows = teacher_data(cfg, data, pair, cache)
     return fine_tuned(
         loaded, identity, node.name, pair.tokenizers["teacher"], task, rows, tune, settings, cache,
-        lambda: logs.open("teacher"),
+        lambda done: logs.open("teacher", done),
     )  # fmt: skip
 
 
@@ -161,7 +163,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     losses = build_losses(cfg, task)
     pair = find_pair(cfg, data)
     check_token_level(losses, pair)
-    claim(output, OmegaConf.to_yaml(cfg, resolve=True))
+    claim(output, OmegaConf.to_yaml(cfg, resolve=True), resume=cfg.resume is not None)
 
     rows = student_rows(cfg, data, pair, cache, task)
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
@@ -175,9 +177,13 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     say(entries[0], student, losses, task, cfg)
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
+    done = steps_done(output)
+    if cfg.resume is not None:
+        print(f"Resuming: {done} steps were done before")
     fitted = fit(
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
-        f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil"), [callback] if callback else [],
+        settings_key(cfg), f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil", done),
+        [callback] if callback else [],
     )  # fmt: skip
     if not leads_alone(fitted):
         return None

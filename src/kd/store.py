@@ -25,6 +25,7 @@ from kd.errors import UserError
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ABOUT = "kd.json"  # what kd says about a directory of its own, beside what transformers reads
 PROBE_SECONDS = 2.0
+CLAIMED: list[Any] = []  # the locks of run directories that this process holds
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
 
 
@@ -167,13 +168,22 @@ def directory_hash(directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock beside ``path``: a second process waits until the first has made it."""
-    from filelock import FileLock
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Holds a lock beside ``path``: a second process waits until the first has made it, saying ``waiting``."""
+    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting:
+            print(waiting, flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -207,21 +217,40 @@ def text_columns(directory: Path) -> tuple[str, ...]:
     return tuple(about.get("text_columns", ()))
 
 
-def claim(output: Path, config: str) -> None:
-    """Writes config.yaml, and refuses a directory where another run did: two would overwrite each other's files."""
-    if local_rank() > 0:  # the first rank does it
+def claim(output: Path, config: str, resume: bool) -> None:
+    """Makes the run directory this process's own until it ends, and writes config.yaml.
+
+    Raises UserError for a directory in which another process runs, or ran if this run does not ``resume`` it: two
+    would overwrite each other's files.
+    """
+    if rank() > 0:  # the first rank does it
         return
+    from filelock import FileLock, Timeout
+
     output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".lock")
     try:
-        with (output / "config.yaml").open("x", encoding="utf-8") as file:
-            file.write(config)
-    except FileExistsError:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{output} is in use: another process trains there. Wait for its end, or stop it.") from None
+    CLAIMED.append(lock)  # the system lets go of it when the process ends, whatever ends it
+    path = output / "config.yaml"
+    if resume:
+        return
+    if path.exists():
         raise UserError(
-            f"{output} already belongs to a run (there is a config.yaml): start again, or name another directory with "
-            "hydra.run.dir=..."
-        ) from None
+            f"{output} already belongs to a run (there is a config.yaml). Go on with it by resume={output}, or name "
+            "another directory with hydra.run.dir=..."
+        )
+    write_text(path, config)
 
 
 def local_rank() -> int:
-    """0 but for the further processes of a job on several devices."""
+    """The number of the device that this process has on its machine; 0 but for jobs on several."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    """The number of this process in its job over all machines: 0 speaks, writes and logs."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # torchrun; Lightning's further processes; srun
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from kd.checkpoint import steps_done
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
@@ -57,9 +58,12 @@ def teacher_key(
 
 def fine_tuned(
     loaded: Loaded, identity: str, name: str, tokenizer: Any, task: Task, data: TextDataModule, tune: FineTune,
-    settings: FitSettings, cache: Path, loggers: Callable[[], Sequence[Any]],
+    settings: FitSettings, cache: Path, loggers: Callable[[int], Sequence[Any]],
 ) -> Any:  # fmt: skip
-    """The model fine-tuned on the task, from the cache if an earlier run did it. ``data`` is the teacher's own."""
+    """The model fine-tuned on the task, from the cache if an earlier run did it.
+
+    ``data`` is the teacher's own; ``loggers`` is called with the steps that were done before.
+    """
     settings = replace(
         settings,
         seed=tune.seed,
@@ -68,21 +72,25 @@ def fine_tuned(
         | {"max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1}
         | {"devices": 1, "strategy": "auto"},  # before any other rank exists: the others will find it in the cache
     )
-    kept = (
-        cache / "teachers" / f"{name}-{data.data.name}-{teacher_key(identity, tokenizer, data, task, tune, settings)}"
-    )
-    with locked(kept):
+    key = teacher_key(identity, tokenizer, data, task, tune, settings)
+    kept = cache / "teachers" / f"{name}-{data.data.name}-{key}"
+    with locked(kept, f"Teacher: waiting for another run that fine-tunes the same one, {kept}"):
         model = earlier(kept, task)
         if model is not None:
             return model
         loss = HardLabelLoss(weight=1.0)
         loss.setup(loaded.model.config, loaded.model.config, task)
+        work = kept.with_name(f".{kept.name}.work")  # stays where a run was stopped: the next one goes on from there
+        done = steps_done(work)
+        if done:
+            print(f"Teacher: going on after {done} steps that an earlier run did")
+        fitted = fit(
+            loaded.model.requires_grad_(True), task, {"hard": loss}, None, data, settings, work, key,
+            f"Fine-tuning the teacher {name}", loggers(done),
+        )  # fmt: skip
         with new_directory(kept) as unfinished:
-            fitted = fit(
-                loaded.model.requires_grad_(True), task, {"hard": loss}, None, data, settings, unfinished,
-                f"Fine-tuning the teacher {name}", loggers(),
-            )  # fmt: skip
             keep(fitted, tokenizer, unfinished)
+        shutil.rmtree(work)
         print(f"Teacher: fine-tuned in {fitted.seconds:.0f} s, kept in {kept}")
         return fitted.module.student.to("cpu").eval()
 
@@ -101,10 +109,9 @@ def earlier(kept: Path, task: Task) -> Any | None:
 
 
 def keep(fitted: Fitted, tokenizer: Any, directory: Path) -> None:
-    """Model, tokenizer and how it went; the checkpoints of the fit go."""
+    """Model, tokenizer and how it went."""
     fitted.module.student.to("cpu").save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    shutil.rmtree(directory / "checkpoints")
     about = {"validation": fitted.best_score, "steps": fitted.steps, "seconds": round(fitted.seconds, 1)}
     write_text(directory / "kd.json", json.dumps(about, indent=2))
 

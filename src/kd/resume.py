@@ -1,0 +1,103 @@
+"""``resume=RUN_DIR``: an earlier run goes on in its own directory, with the configuration that lies there.
+
+Nothing heavy is imported, so that a wrong directory is answered at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd.errors import UserError
+from kd.store import content_key
+
+# What may change on resuming, since no figure depends on it.
+HARMLESS = (
+    "debug", "resume", "report.measure", "report.measure_seconds", "data.num_workers", "checkpoint.every_seconds",
+    "paths.cache", "paths.store", "paths.output",
+)  # fmt: skip
+
+
+def directory_of(overrides: list[str]) -> Path | None:
+    """The run directory that the command line wants to go on with. Raises UserError if it is none."""
+    values = [line.partition("=")[2].strip("'\"") for line in overrides if line.startswith("resume=")]
+    if not values or values[-1] in ("", "null"):
+        return None
+    directory = Path(values[-1]).expanduser().resolve()
+    if not (directory / "config.yaml").is_file():
+        runs = sorted(path.parent.name for path in directory.glob("*/config.yaml"))
+        below = f" Below it are the runs {', '.join(runs[:4])}." if runs else ""
+        raise UserError(
+            f"resume={values[-1]}: there is no run, for there is no config.yaml.{below} Give the directory of one run."
+        )
+    other = [line for line in overrides if line.startswith("hydra.run.dir=") and str(directory) not in line]
+    if other:
+        raise UserError(f"{other[0]}: a run goes on in its own directory; leave this out.")
+    return directory
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """What determines the figures of a run: the resolved configuration without HARMLESS and the loggers."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    for key in (*HARMLESS, "logger"):
+        *parents, leaf = key.split(".")
+        node: Any = settings
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(leaf, None)
+    return settings  # type: ignore[return-value]
+
+
+def settings_key(cfg: DictConfig) -> str:
+    """Equal for configurations that train alike."""
+    return content_key(settings=settings_of(cfg))
+
+
+def stored(directory: Path, given: DictConfig, named: list[str]) -> DictConfig:
+    """The run's own configuration, with what was ``named`` anew on the command line where that is harmless.
+
+    Raises UserError where a named setting differs from the run's and is not.
+    """
+    earlier = OmegaConf.load(directory / "config.yaml")
+    assert isinstance(earlier, DictConfig)
+    wrong = []
+    for key in named:
+        if key in HARMLESS:
+            OmegaConf.update(earlier, key, OmegaConf.select(given, key))
+        elif key == "experiment":  # a recipe leaves no name behind: its settings are compared
+            differing = sorted(set(flat(settings_of(earlier)).items()) ^ set(flat(settings_of(given)).items()))
+            wrong += [f"experiment: {name} differs" for name, _ in differing[:1]]
+        elif plain(earlier, key) != plain(given, key):
+            wrong.append(f"{key} is {shown(earlier, key)} there, {shown(given, key)} here")
+    if wrong:
+        raise UserError(
+            f"resume={directory} goes on with that run's own configuration, and the command line says something else: "
+            f"{'; '.join(wrong[:3])}. Leave it out, or start a new run."
+        )
+    OmegaConf.update(earlier, "paths.output", str(directory))
+    OmegaConf.update(earlier, "resume", str(directory), force_add=True)
+    return earlier
+
+
+def plain(cfg: DictConfig, key: str) -> Any:
+    node = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def shown(cfg: DictConfig, key: str) -> str:
+    """A group by its name, a setting by its value."""
+    value = plain(cfg, key)
+    return str(value.get("name", value) if isinstance(value, dict) else value)
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = str(value)
+    return found
