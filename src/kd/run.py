@@ -182,8 +182,8 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
         print(f"Resuming: {done} steps were done before")
     fitted = fit(
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
-        settings_key(cfg), f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil", done),
-        [callback] if callback else [],
+        content_key(settings=settings_key(cfg), data=rows.key), f"Distilling {cfg.student.name} ({cfg.method.name})",
+        logs.open("distil", done), [callback] if callback else [],
     )  # fmt: skip
     if not leads_alone(fitted):
         return None
