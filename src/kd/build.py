@@ -55,19 +55,28 @@ def container(node: Any) -> dict[str, Any]:
     return resolved  # type: ignore[return-value]
 
 
-def fit_settings(cfg: DictConfig) -> FitSettings:
+def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The trainer block, with ``auto`` resolved. Raises UserError for devices that this machine has not."""
     trainer = container(cfg.trainer)
-    if trainer["accelerator"] == "gpu" and not torch.cuda.is_available():
+    wanted, cuda = trainer["accelerator"], torch.cuda.is_available()
+    if wanted == "gpu" and not cuda:
         raise UserError("trainer=gpu: this machine has no CUDA device that torch can use. Take trainer=cpu.")
-    if trainer["accelerator"] == "auto" and not torch.cuda.is_available():
-        trainer["accelerator"] = "cpu"
-    if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer=mps: this machine has no Apple GPU that torch can use. Take trainer=cpu.")
+    if wanted == "auto" and not cuda:
+        trainer["accelerator"] = wanted = "cpu"
+    if trainer["precision"] == "16-mixed" and wanted == "cpu":
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this machine has none: take bf16-mixed or 32-true."
         )
-    devices, there = trainer["devices"], torch.cuda.device_count()
-    if trainer["accelerator"] != "cpu" and isinstance(devices, int) and devices > there:
+    devices, there = trainer["devices"], torch.cuda.device_count() if cuda else 1
+    if wanted != "cpu" and devices > there:
         raise UserError(f"trainer.devices={devices}: this machine has {there} GPU. Set trainer.devices={there}.")
+    return trainer
+
+
+def fit_settings(cfg: DictConfig) -> FitSettings:
+    trainer = trainer_settings(cfg)
     arguments = container(cfg.optimizer)
     if trainer["precision"] == "16-mixed" and arguments.get("fused"):
         raise UserError(

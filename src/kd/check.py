@@ -21,17 +21,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method.hidden.layers": ("uniform",),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
-    "trainer.accelerator": ("auto", "cpu", "gpu"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "trainer.strategy": ("auto", "ddp"),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
-    "data.validation_share", "student.num_layers",
-    "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
+    "data.validation_share", "student.num_layers", "teacher.fine_tune.epochs",
+    "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
-    "report.measure_seconds", "method.soft.temperature", "quant.group_size",
+    "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
 )  # fmt: skip
 FRACTIONS = (
     "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",

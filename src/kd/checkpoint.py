@@ -75,8 +75,8 @@ def check(path: Path, key: str, ranks: int) -> None:
     if ours.get("key") != key:
         raise UserError(
             f"{path} was saved by a run of another configuration than the config.yaml beside it says, or the data have "
-            "changed since. Give resume= the directory that this checkpoint comes from, or delete the checkpoint to begin "
-            "at step 0."
+            "changed since. Give resume= the directory that this checkpoint comes from, or delete the checkpoint to "
+            "begin at step 0."
         )
     if len(ours["random"]) != ranks:
         raise UserError(

@@ -6,6 +6,7 @@ Only hydra is imported here, so that a misspelled name is answered before torch 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import traceback
@@ -187,12 +188,27 @@ def resumed(args: Any) -> Path | None:
     return directory
 
 
+def check_started_together(args: Any) -> None:
+    """Processes that torchrun or srun started side by side must agree on the run directory."""
+    count = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    if count > 1 and args.multirun:
+        raise UserError(
+            f"{count} processes were started together, each of which would run the whole sweep: leave -m out."
+        )
+    if count > 1 and not any(line.startswith(("hydra.run.dir=", "resume=")) for line in args.overrides):
+        raise UserError(
+            f"{count} processes were started together, and each would name a run directory by its own clock: add "
+            "hydra.run.dir=runs/NAME."
+        )
+
+
 def main() -> None:
     """Runs the command line. Exit code 2: not understood; 1: a run failed; 143: stopped by SIGTERM."""
     args = get_args_parser().parse_args()
     if not (args.help or args.hydra_help or args.info or args.shell_completion):
         try:
             check_command_line(list(args.overrides))
+            check_started_together(args)
             directory = resumed(args)
         except UserError as error:
             if "debug=true" in args.overrides:

@@ -210,8 +210,10 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
 
 
 def scoring_device(settings: FitSettings) -> torch.device:
-    on_gpu = settings.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+    accelerator = settings.trainer["accelerator"]
+    if accelerator in ("cpu", "mps"):
+        return torch.device(accelerator)
+    return torch.device("cuda", local_rank())
 
 
 def leads_alone(fitted: Fitted) -> bool:

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
 from kd.losses import HardLabelLoss
 from kd.models import Loaded, load_model, name_labels, reorder_labels
-from kd.store import content_key, locked, new_directory, write_text
+from kd.store import content_key, locked, new_directory, rank, write_text
 from kd.tasks.base import Task
 
 FORMAT = 1  # of a kept teacher; part of its key
@@ -70,10 +71,16 @@ def fine_tuned(
         optimizer=functools.partial(settings.optimizer, lr=tune.lr),
         trainer=settings.trainer
         | {"max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1}
-        | {"devices": 1, "strategy": "auto"},  # before any other rank exists: the others will find it in the cache
+        | {
+            "devices": 1,
+            "num_nodes": 1,
+            "strategy": "auto",
+        },  # before any other rank exists: the others will find it in the cache
     )
     key = teacher_key(identity, tokenizer, data, task, tune, settings)
     kept = cache / "teachers" / f"{name}-{data.data.name}-{key}"
+    while rank() > 0 and not (kept / "kd.json").is_file():  # torchrun starts all ranks at once: the first one does it
+        time.sleep(1.0)
     with locked(kept, f"Teacher: waiting for another run that fine-tunes the same one, {kept}"):
         model = earlier(kept, task)
         if model is not None:
