@@ -60,6 +60,13 @@ SLIPS = [
     ("student.architecture.model_type=roberta", "Known: bert, distilbert"),
     ("student.overide.hidden_act=relu", "Did you mean 'student.overrides'?"),
     ("teacher.overrides.hidden_act=relu", "there is no setting 'teacher.overrides.hidden_act'"),
+    ("data=file", "Did you mean 'files'?"),
+    ("data=files data.trian=a.csv", "data=files has data.train"),
+    ("data.train=a.csv", "data=files has data.train"),
+    ("data=files data.validation_share=1.5", "from 0 to below 1"),
+    ("data=files data.validation_share=0", "must be a number above 0"),
+    ("data=hub data.split_seed=-1", "must be 0 or more"),
+    ("data=files data.drop_empty=1", "true or false"),
 ]
 
 
@@ -76,7 +83,9 @@ def test_slips_are_answered_with_the_nearest_name(line: str, says: str) -> None:
     "line",
     ["", "method.soft.temperature=2", "+optimizer.betas=[0.9,0.98]", "optimizer.lr=3e-5", "seed=0,1 method=hard,pkd",
      "student.overrides.hidden_act=relu", "student.overrides.hidden_dropout_prob=0.0,0.1 seed=0,1",
-     "method.patient.layers=[[1,4],[2,8]]", "~method.patient", "experiment=demo seed=range(0,3)", "teacher.gate=false"],
+     "method.patient.layers=[[1,4],[2,8]]", "~method.patient", "experiment=demo seed=range(0,3)", "teacher.gate=false",
+     "data=files data.train=a.csv data.text=[premise,hypothesis] data.label_names=[no,yes]",
+     "data=hub data.id=stanfordnlp/imdb"],
 )  # fmt: skip
 def test_what_is_right_passes(line: str) -> None:
     check_command_line(line.split())
@@ -128,7 +137,7 @@ def test_choices_exist() -> None:
     """A renamed key would leave its check behind, and the check would pass silently."""
     everything = {
         key
-        for lines in (["student=layers", "method=feature"], ["method=pkd"])
+        for lines in (["student=layers", "method=feature"], ["method=pkd", "data=files"])
         for key, _, _ in flat(plain(compose(lines)))
     }
     not_in_these = {"quant.group_size", "data.source.rows", "data.source.scored_rows"}
@@ -164,6 +173,7 @@ def test_defaults_are_the_documented_ones() -> None:
             ["student=tiny_demo", "quant=int4", "quant.group_size=64"],
             "quant.group_size=64 does not divide hidden_size=96",
         ),
+        (["data=files", "data.train=demo.csv", "teacher=tiny_demo", "student=tiny_demo"], "data=files-demo has none"),
         (["trainer=cpu", "trainer.precision=16-mixed"], "needs a GPU"),
         (
             ["student=layers", "teacher=minilm_l6", "student.architecture.hidden_size=128"],

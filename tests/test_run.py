@@ -142,7 +142,8 @@ def test_kd_predict_answers_slips(finished: Finished, tmp_path: Path) -> None:
         (["--model", str(tmp_path), "a text"], "no config.json"),
         (["--model", model], "Give texts, or --input"),
         (["--model", model, "--input", "in.csv"], "has no column 'text', only id, review"),
-        (["--model", model, "--input", "gone.csv"], "cannot be read"),
+        (["--model", model, "--input", "gone.csv"], "there is no such file"),
+        (["--model", model, "--column", "review", "a text"], "give --input too"),
     ):
         done = predict(*arguments, cwd=tmp_path)
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)

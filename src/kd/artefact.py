@@ -1,8 +1,12 @@
-"""What a run leaves and a user loads: directories with weights as safetensors, config, tokenizer and model card."""
+"""What a run leaves and a user loads: directories with weights as safetensors, config, tokenizer and model card.
+
+kd.json beside them says how the text columns of the training data were called; nothing else needs it.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,60 +18,84 @@ from torch import Tensor
 from kd import quantization
 from kd.architecture import stored_architecture
 from kd.errors import UserError
-from kd.store import new_directory
+from kd.store import ABOUT, new_directory, text_columns, write_text
 from kd.tasks import Classification
 from kd.tasks.base import Task
 
 BATCH = 32
+Text = str | Sequence[str]  # a text, or a pair of texts
 
 
 @dataclass
 class Artefact:
-    """A loaded model, float or quantized: ``model`` (a module), ``tokenizer``, ``task``."""
+    """A loaded model, float or quantized: ``model`` (a module), ``tokenizer``, ``task``.
+
+    ``text_columns`` has one name, two for a model of pairs, none where it is not known.
+    """
 
     model: Any
     tokenizer: Any
     task: Task
     max_length: int
+    text_columns: tuple[str, ...] = ()
 
     @torch.no_grad()
-    def logits(self, texts: Sequence[str]) -> Tensor:
-        """``[N, C]`` for N texts; each batch padded to its longest."""
+    def logits(self, texts: Sequence[Text]) -> Tensor:
+        """``[N, C]`` for N texts, or pairs ``(first, second)``; each batch padded to its longest."""
+        first, second = self.sides(texts)
         found = [torch.empty(0, len(self.task.label_names))]
         for start in range(0, len(texts), BATCH):
             encoded = self.tokenizer(
-                list(texts[start : start + BATCH]), truncation=True, max_length=self.max_length,
-                padding=True, return_tensors="pt",
+                first[start : start + BATCH], second and second[start : start + BATCH], truncation=True,
+                max_length=self.max_length, padding=True, return_tensors="pt",
             )  # fmt: skip
             found.append(self.model(**encoded).logits.float())
         return torch.cat(found)
 
-    def predict(self, texts: str | Sequence[str]) -> list[dict[str, Any]]:
-        """One dict a text, as the task describes a prediction: ``label`` and ``probabilities`` by name."""
+    def sides(self, texts: Sequence[Text]) -> tuple[list[str], list[str] | None]:
+        """The texts, and the second ones of pairs. Raises UserError for what the model was not trained on."""
+        pairs = [text for text in texts if not isinstance(text, str)]
+        if pairs and (len(pairs) < len(texts) or any(len(pair) != 2 for pair in pairs)):
+            raise UserError("Give texts alone, or pairs (first, second) alone.")
+        if self.text_columns and texts and len(self.text_columns) != (2 if pairs else 1):
+            wanted = "pairs of texts" if len(self.text_columns) == 2 else "single texts"
+            raise UserError(
+                f"This model was trained on {wanted} ({', '.join(self.text_columns)}): give "
+                f"{'pairs (first, second)' if len(self.text_columns) == 2 else 'one text a row'}."
+            )
+        if not pairs:
+            return [str(text) for text in texts], None
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+    def predict(self, texts: str | Sequence[Text]) -> list[dict[str, Any]]:
+        """One dict a text or pair, as the task describes a prediction: ``label`` and ``probabilities`` by name."""
         return self.task.describe(self.logits([texts] if isinstance(texts, str) else texts))
 
 
-def save_float(directory: Path, model: Any, tokenizer: Any, max_length: int) -> int:
+def save_float(
+    directory: Path, model: Any, tokenizer: Any, max_length: int, text_columns: Sequence[str] = ("text",)
+) -> int:
     """A directory that stock transformers loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
         model.save_pretrained(unfinished)
-        return finish(unfinished, tokenizer, max_length)
+        return finish(unfinished, tokenizer, max_length, text_columns)
 
 
 def save_quantized(
     directory: Path, model: Any, tokenizer: Any, max_length: int, settings: quantization.Settings,
-    summary: quantization.Summary,
+    summary: quantization.Summary, text_columns: Sequence[str] = ("text",),
 ) -> int:  # fmt: skip
     """A directory that ``kd.load`` loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
         quantization.save(model, settings, summary, unfinished)
-        return finish(unfinished, tokenizer, max_length)
+        return finish(unfinished, tokenizer, max_length, text_columns)
 
 
-def finish(directory: Path, tokenizer: Any, max_length: int) -> int:
+def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Sequence[str]) -> int:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(directory)
+    write_text(directory / ABOUT, json.dumps({"text_columns": list(text_columns)}))
     weights = directory / "model.safetensors"
     weights.chmod(0o644)  # safetensors makes it readable for its owner alone
     return weights.stat().st_size
@@ -102,4 +130,4 @@ def load(directory: str | Path) -> Artefact:
         model.eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     positions = int(config.get("max_position_embeddings", 512))
-    return Artefact(model, tokenizer, task, min(int(tokenizer.model_max_length), positions))
+    return Artefact(model, tokenizer, task, min(int(tokenizer.model_max_length), positions), text_columns(directory))

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from kd import columns, files, hub
 from kd.architecture import FAMILIES, SHAPE, architecture, named_architecture, stored_architecture
 from kd.errors import UserError, nearest
 from kd.loggers import wandb_mode
@@ -30,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
+    "data.validation_share",
     "student.num_layers",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
@@ -37,7 +39,8 @@ POSITIVE = (
     *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SHAPE if key != "model_type"),
 )  # fmt: skip
 FRACTIONS = (
-    "teacher.fine_tune.lr", "optimizer.lr", "report.measure_seconds", "method.soft.temperature",
+    "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",
+    "report.measure_seconds", "method.soft.temperature",
 )  # fmt: skip
 
 
@@ -69,7 +72,8 @@ def check_values(cfg: DictConfig) -> None:
         if key not in FRACTIONS and not isinstance(value, int):
             raise UserError(f"{key}={value}: must be a whole number, such as {round(value)}.")
     for key in (
-        "seed", "teacher.fine_tune.seed", "data.num_workers", "trainer.gradient_clip_val", "checkpoint.every_seconds",
+        "seed", "teacher.fine_tune.seed", "data.num_workers", "data.split_seed", "trainer.gradient_clip_val",
+        "checkpoint.every_seconds",
     ):  # fmt: skip
         if (OmegaConf.select(cfg, key) or 0) < 0:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be 0 or more.")
@@ -82,7 +86,7 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError("optimizer.lr=null: give a learning rate.")
     if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
         raise UserError(f"method={cfg.method.name} has no loss term left: there is nothing to train with.")
-    for key, low, high in (("schedule.warmup", 0, 1), ("data.source.noise", 0, 0.5)):
+    for key, low, high in (("schedule.warmup", 0, 1), ("data.validation_share", 0, 1), ("data.source.noise", 0, 0.5)):
         value = value_of(cfg, key)
         if value is not None and not low <= value < high:
             raise UserError(f"{key}={value}: must be from {low} to below {high}.")
@@ -234,6 +238,17 @@ def check_cache(cache: Path) -> None:
         ) from error
 
 
+def check_own_data(cfg: DictConfig) -> None:
+    """Raises UserError for files that are not there, and for settings that are no columns or labels."""
+    data = cfg.data
+    if "label_names" in data and not (data.label_names is None or isinstance(data.label_names, ListConfig)):
+        raise UserError(f"data.label_names={data.label_names}: give a list, such as [negative,positive].")
+    if "files" in data.source:
+        files.check_paths({split: data[split] for split in ("train", "validation", "test")})
+    if "text" in data.source:
+        columns.as_set(data.text, data.label)
+
+
 def check_before_loading(cfg: DictConfig) -> None:
     """Raises UserError with every contradiction, or with everything that is missing."""
     found = contradictions(cfg)
@@ -241,5 +256,8 @@ def check_before_loading(cfg: DictConfig) -> None:
         raise UserError("\n".join(found))
     if "wandb" in (cfg.get("logger") or ()):
         wandb_mode(cfg.logger.wandb.mode)
+    check_own_data(cfg)
     check_cache(Path(cfg.paths.cache).expanduser())
     require(wanted(cfg))
+    if "id" in cfg.data.source:  # last: without a network it puts the process offline
+        hub.check(cfg.data.id)

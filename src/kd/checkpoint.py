@@ -71,12 +71,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path, key: str, ranks: int) -> None:
-    """Raises UserError for a checkpoint that another configuration, or another number of devices, left there."""
+    """Raises UserError for a checkpoint that other settings, other data or another number of devices left."""
     ours = read(path).get("kd", {})
     if ours.get("key") != key:
         raise UserError(
-            f"{path} was saved by a run of another configuration than the config.yaml beside it says. Give resume= the "
-            "directory that this checkpoint comes from, or delete the checkpoint to begin at step 0."
+            f"{path} was saved by a run of another configuration than the config.yaml beside it says, or the data have "
+            "changed since. Give resume= the directory that this checkpoint comes from, or delete the checkpoint to "
+            "begin at step 0."
         )
     if len(ours["random"]) != ranks:
         raise UserError(

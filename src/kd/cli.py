@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
+from kd.parts import text_values
+from kd.store import text_columns
+from kd.tables import Table, check_file, read_table
+
+Text = str | tuple[str, ...]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,10 +24,13 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="the same as python train.py; see kd train --help", add_help=False)
     predict = commands.add_parser("predict", help="label names and probabilities for texts")
     predict.add_argument("--model", required=True, help="a student directory of a run, float or quantized")
-    predict.add_argument("--input", help="a CSV file with the texts; the result is CSV on standard output")
-    predict.add_argument("--column", default="text", help="its column with the texts (default: text)")
+    predict.add_argument("--input", help="a file with the texts (CSV, TSV, JSON lines, parquet); the result is CSV")
+    predict.add_argument(
+        "--column", action="append", metavar="NAME",
+        help="its column with the texts, FIRST,SECOND for pairs (default: as in the training data, else text)",
+    )  # fmt: skip
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
-    predict.add_argument("text", nargs="*", help="texts to label")
+    predict.add_argument("text", nargs="*", help="texts to label; two by two for a model of pairs")
     compare = commands.add_parser("compare", help="a table over runs: mean and deviation over seeds")
     compare.add_argument("place", nargs="+", metavar="DIR", help="runs, sweeps, trees of them, or report.json files")
     compare.add_argument("--sort", metavar="COLUMN", help="the column to sort by, best first (default: test)")
@@ -28,27 +38,53 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def texts_of(path: Path, column: str) -> Any:
-    """The table of a CSV file. Raises UserError if it cannot be read or lacks the column."""
-    import pandas as pd
+def table_of(path: Path, names: list[str]) -> tuple[Table, list[Text]]:
+    """A file's table and its texts, or pairs. Raises UserError if it cannot be read or has no such column."""
+    check_file(path, "--input")
+    table = read_table(path)
+    names = [part for name in names for part in ([name] if name in table.columns else name.split(","))]
+    if len(names) > 2:
+        raise UserError(f"--column {','.join(names)}: give one column, or two for pairs.")
+    table.require(names, "give --column")
+    columns = [text_values(table, name) for name in names]
+    for name, column in zip(names, columns, strict=True):
+        empty = [row for row, text in zip(table.rows, column, strict=True) if not text.strip()]
+        if empty:
+            raise UserError(f"--input {path}: {table.unit} {empty[0]} has no text in the column {name!r}.")
+    return table, list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
-    try:
-        table = pd.read_csv(path, keep_default_na=False)  # "NA" and "null" are words
-    except (OSError, ValueError) as error:
-        raise UserError(f"--input {path} cannot be read as CSV: {error}") from error
-    if column not in table.columns:
-        raise UserError(f"--input {path} has no column {column!r}, only {', '.join(table.columns)}: give --column.")
-    empty = [row for row, text in enumerate(table[column], start=1) if not str(text).strip()]
-    if empty:
-        raise UserError(f"--input {path}: row {empty[0]} has no text in the column {column!r}.")
-    return table
+
+def texts_in(arguments: argparse.Namespace, known: tuple[str, ...]) -> tuple[Table | None, list[Text]]:
+    """What is to be labelled, from a file or from the command line itself."""
+    if bool(arguments.input) == bool(arguments.text):
+        raise UserError('Give texts, or --input with a file of them: kd predict --model DIR "a text"')
+    if arguments.input:
+        return table_of(Path(arguments.input).expanduser(), arguments.column or list(known) or ["text"])
+    if arguments.column:
+        raise UserError("--column names a column of a file: give --input too.")
+    texts = arguments.text
+    if len(known) == 2:
+        if len(texts) % 2:
+            raise UserError(f"This model was trained on pairs of texts ({', '.join(known)}): give them two by two.")
+        return None, list(zip(texts[::2], texts[1::2], strict=True))
+    return None, texts
+
+
+def write_csv(table: Table, found: list[dict[str, Any]]) -> None:
+    """The table as it came, with the label and the probabilities; no column of the table is written over."""
+    more: dict[str, list[Any]] = {"label": [row["label"] for row in found]}
+    for name in found[0]["probabilities"]:
+        more[f"p_{name}"] = [round(row["probabilities"][name], 6) for row in found]
+    columns = {name: table.column(name) for name in table.columns}
+    for name, values in more.items():
+        columns[f"predicted_{name}" if name in columns else name] = values
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    if bool(arguments.input) == bool(arguments.text):
-        raise UserError('Give texts, or --input with a CSV file: kd predict --model DIR "a text"')
-    table = texts_of(Path(arguments.input), arguments.column) if arguments.input else None
-    texts = [str(text) for text in (arguments.text if table is None else table[arguments.column])]
+    table, texts = texts_in(arguments, text_columns(Path(arguments.model)))
     from kd.artefact import load
 
     found = load(arguments.model).predict(texts)
@@ -56,14 +92,11 @@ def predict(arguments: argparse.Namespace) -> None:
         for text, row in zip(texts, found, strict=True):
             print(json.dumps({"text": text, **row}, ensure_ascii=False))
     elif table is not None:
-        table["label"] = [row["label"] for row in found]
-        for name in found[0]["probabilities"] if found else []:
-            table[f"p_{name}"] = [round(row["probabilities"][name], 6) for row in found]
-        table.to_csv(sys.stdout, index=False)
+        write_csv(table, found)
     else:
         for text, row in zip(texts, found, strict=True):
             chances = "  ".join(f"{name} {value:.3f}" for name, value in row["probabilities"].items())
-            print(f"{row['label']}  ({chances})  {text}")
+            print(f"{row['label']}  ({chances})  {text if isinstance(text, str) else ' | '.join(text)}")
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -90,6 +123,9 @@ def main() -> None:
 
             silence_transformers()
             predict(arguments)
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{error}")
+    except BrokenPipeError:  # whoever read the output has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return None

@@ -22,6 +22,7 @@ from kd.store import content_key, locked
 FORMAT = 1  # of the tokenised files; part of their key
 LIMIT_SEED = 0  # of data.limit's subset: the same rows whatever the run's seed, so that runs share a teacher
 LONG = 20_000  # rows whose tokenising is worth a progress bar
+PAIR_LENGTH = 6  # [CLS], a word, two separators (RoBERTa has three), a word
 POOL = 50  # batches that are sorted by length together: little padding, and still random
 
 
@@ -37,14 +38,20 @@ def tokenizer_key(tokenizer: Any, inputs: bool = True) -> str:
 
 
 class Encode:
-    """What ``datasets.map`` runs: texts to token ids cut at ``max_length``, and whether each was cut."""
+    """What ``datasets.map`` runs: texts, or pairs, to token ids cut at ``max_length``, and whether each was cut.
+
+    Of a pair the longer text is cut first.
+    """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = self.tokenizer(rows["text"], truncation=True, max_length=self.max_length, return_attention_mask=False)
+        encoded = self.tokenizer(
+            rows["text"], rows.get("text_pair"), truncation=True, max_length=self.max_length,
+            return_attention_mask=False,
+        )  # fmt: skip
         columns = dict(encoded)
         columns["cut"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
         return columns
@@ -54,8 +61,9 @@ def encode(rows: Any, key: str, tokenizer: Any, max_length: int, cache: Path, na
     """The tokenised rows, from the cache if they are there. A broken cache file is named and made anew."""
     key = content_key(data=key, tokenizer=tokenizer_key(tokenizer), max_length=max_length, format=FORMAT)
     path = cache / "tokens" / f"{key}.arrow"
+    texts = [name for name in rows.column_names if name != "label"]
     arguments = {
-        "batched": True, "remove_columns": ["text"], "new_fingerprint": key, "cache_file_name": str(path),
+        "batched": True, "remove_columns": texts, "new_fingerprint": key, "cache_file_name": str(path),
         "desc": f"Tokenising {name}",
     }  # fmt: skip
     (disable_progress_bars if len(rows) < LONG else enable_progress_bars)()
@@ -192,6 +200,8 @@ class TextDataModule(L.LightningDataModule):
         limit: int | None = None, num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        if len(data.text_columns) == 2 and max_length < PAIR_LENGTH:
+            raise UserError(f"data.max_length={max_length}: a pair takes {PAIR_LENGTH} tokens or more.")
         self.data = data
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -218,7 +228,8 @@ class TextDataModule(L.LightningDataModule):
                 made[name] = encode(rows, key, tokenizer, max_length, cache, f"{self.data.name} {split}")
                 cut = sum(made[name]["cut"])
                 if cut:
-                    print(f"{split}: {cut} of {len(rows)} texts are longer than {max_length} tokens and were cut.")
+                    what = "pairs" if "text_pair" in rows.column_names else "texts"
+                    print(f"{split}: {cut} of {len(rows)} {what} are longer than {max_length} tokens and were cut.")
             encodings[role] = made[name]
         return Rows(encodings, {role: tokenizer.pad_token_id for role, tokenizer in tokenizers.items()})
 

@@ -27,6 +27,7 @@ from kd import resume
 from kd.architecture import as_conf
 from kd.errors import UserError, nearest
 from kd.job import end_of_sweep, run_one
+from kd.tables import stem_of
 
 NARROW = 768
 PLUGINS = (  # override, its module, the extra that brings it
@@ -46,7 +47,14 @@ def default_lr(student: DictConfig) -> float:
     return 1e-4 if int(width) < NARROW else 5e-5
 
 
+def data_name(kind: str, *parts: Any) -> str:
+    """What a run on somebody's own data is called: ``files-reviews`` for data.train=some/reviews.csv."""
+    stems = [re.sub(r"[^\w.]+", "_", stem_of(Path(str(part)))) for part in parts if part is not None]
+    return "-".join([kind, *stems])[:60]  # W&B's tags end at 64
+
+
 OmegaConf.register_new_resolver("default_lr", default_lr, replace=True)
+OmegaConf.register_new_resolver("data_name", data_name, replace=True)
 
 
 def conf_dir() -> Path:

@@ -154,8 +154,9 @@ def sentence(report: dict[str, Any]) -> str:
 def model_card(report: dict[str, Any], name: str) -> str:
     """The README.md of an artefact, in the hub's form."""
     names = report["names"]
+    example = '[("a text", "another")]' if report["pairs"] else '"a text"'
     loading = (
-        f'import kd\n\nkd.load("{name}").predict("a text")'
+        f'import kd\n\nkd.load("{name}").predict({example})'
         if name != "student"
         else "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
         'model = AutoModelForSequenceClassification.from_pretrained("student")\n'

@@ -31,6 +31,8 @@ from kd.store import Wanted, claim, content_key, directory_hash, fetch, local_ra
 from kd.tasks import Task
 from kd.teacher import FineTune, check_labels, check_score, fine_tuned
 
+SHOWN = 10  # labels in the line about the data
+
 
 @dataclass
 class Pair:
@@ -185,16 +187,16 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
         print(f"Resuming: {done} steps were done before")
     fitted = fit(
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
-        settings_key(cfg), f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil", done),
-        [callback] if callback else [],
+        content_key(settings=settings_key(cfg), data=rows.key), f"Distilling {cfg.student.name} ({cfg.method.name})",
+        logs.open("distil", done), [callback] if callback else [],
     )  # fmt: skip
     if not leads_alone(fitted):
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
-    entries.append(save_student(output, student, pair, cfg))
+    entries.append(save_student(output, student, pair, cfg, data))
     if callback is not None:
-        entries.append(save_converted(output, callback, pair, cfg, entries[-1].parameters))
+        entries.append(save_converted(output, callback, pair, cfg, data, entries[-1].parameters))
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")
@@ -208,7 +210,8 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
         cfg.seed,
     )  # fmt: skip
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
-    print(f"Data: {sizes} rows; labels {', '.join(task.label_names)}")
+    more = f", ... ({len(task.label_names)})" if len(task.label_names) > SHOWN else ""
+    print(f"Data: {sizes} rows; labels {', '.join(task.label_names[:SHOWN])}{more}")
     return rows
 
 
@@ -254,20 +257,22 @@ def say(
     print(f"Loss ({cfg.method.name}): {terms}; learning rate {cfg.optimizer.lr:g}")
 
 
-def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig) -> report.Entry:
-    size = artefact.save_float(output / "student", student, pair.tokenizers["student"], cfg.data.max_length)
+def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: TextData) -> report.Entry:
+    size = artefact.save_float(
+        output / "student", student, pair.tokenizers["student"], cfg.data.max_length, data.text_columns
+    )
     return report.Entry("student", student, "student", size, models.parameter_count(student))
 
 
 def save_converted(
-    output: Path, callback: QuantizationCallback, pair: Pair, cfg: DictConfig, parameters: int
+    output: Path, callback: QuantizationCallback, pair: Pair, cfg: DictConfig, data: TextData, parameters: int
 ) -> report.Entry:
     """Saves the converted model and measures from now on what was read back, not what was in memory."""
     assert callback.summary is not None
     name = f"student-{callback.settings.name}"
     size = artefact.save_quantized(
         output / name, callback.converted, pair.tokenizers["student"], cfg.data.max_length, callback.settings,
-        callback.summary,
+        callback.summary, data.text_columns,
     )  # fmt: skip
     print(f"{name}: {callback.summary}")
     return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
@@ -288,6 +293,7 @@ def finish_report(
         "select": task.select,
         "teacher_beats_chance": teacher_beats_chance,
         "models": {entry.name: entry.figures for entry in entries},
+        "pairs": len(rows.data.text_columns) == 2,
         "quantization": str(callback.summary) if callback else "none",
         "about": {
             "kd": kd.__version__,

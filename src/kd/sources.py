@@ -13,9 +13,10 @@ from kd.store import Wanted, content_key, fetch, file_hash, split_files
 
 @dataclass
 class TextData:
-    """Splits (``train``, ``validation``, perhaps ``test``) with the columns ``text`` and ``label``.
+    """Splits (``train``, ``validation``, perhaps ``test``) with columns ``text``, ``label``, for pairs ``text_pair``.
 
-    ``key`` is a hash of the content. ``tokenizer`` is the data's own, for models that bring none.
+    ``key`` is a hash of the content. ``tokenizer`` is the data's own, for models that bring none. ``text_columns`` is
+    what the one or two text columns are called where the data come from.
     """
 
     name: str
@@ -23,6 +24,7 @@ class TextData:
     label_names: list[str]
     key: str
     tokenizer: Any = field(default=None, repr=False)
+    text_columns: tuple[str, ...] = ("text",)
 
 
 def stored(

@@ -23,6 +23,7 @@ from urllib.parse import urlparse
 from kd.errors import UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ABOUT = "kd.json"  # what kd says about a directory of its own, beside what transformers reads
 PROBE_SECONDS = 2.0
 CLAIMED: list[Any] = []  # the locks of run directories that this process holds
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
@@ -205,6 +206,15 @@ def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def text_columns(directory: Path) -> tuple[str, ...]:
+    """How the text columns were called that a model was trained on; empty where its kd.json does not say."""
+    try:
+        about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return tuple(about.get("text_columns", ()))
 
 
 def claim(output: Path, config: str, resume: bool) -> None:

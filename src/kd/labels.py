@@ -1,0 +1,119 @@
+"""From what stands in a label column to names in order."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from kd.errors import UserError, nearest
+from kd.tables import Table
+
+WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0*)?")  # 007 is a code, not a number
+REAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+BOOLEANS = {"false", "true"}
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def label_texts(table: Table, column: str) -> list[str | None]:
+    """Each row's label as text: 1 for 1.0 and "1.0", true for True, a class by its name; None where there is none."""
+    values = table.column(column)
+    classes = table.classes.get(column)
+    if classes is not None:
+        return [None if is_missing(value) or value < 0 else str(classes[value]) for value in values]
+    texts: list[str | None] = []
+    for row, value in zip(table.rows, values, strict=True):
+        if not (is_missing(value) or isinstance(value, str | bool | int | float)):
+            raise UserError(
+                f"{table.where}, {table.unit} {row}: the label column {column!r} holds {type(value).__name__} values. "
+                "One label a row is expected."
+            )
+        texts.append(None if is_missing(value) else str(value).strip() or None)
+    return plain_numbers(table, column, texts)
+
+
+def plain_numbers(table: Table, column: str, texts: list[str | None]) -> list[str | None]:
+    """1.0 as 1 and True as true, if all labels are such. Raises UserError for real numbers."""
+    found = {text for text in texts if text is not None}
+    if found and all(WHOLE.fullmatch(text) for text in found):
+        names = {text: str(int(text.partition(".")[0])) for text in found}
+    elif {text.lower() for text in found} <= BOOLEANS:
+        names = {text: text.lower() for text in found}
+    elif all(REAL.fullmatch(text) for text in found) and any(not text.lstrip("+-").isdigit() for text in found):
+        examples = ", ".join(sorted(found - {t for t in found if WHOLE.fullmatch(t)})[:3])
+        raise UserError(
+            f"{table.where}: the label column {column!r} holds real numbers ({examples}, ...). kd has classification "
+            "only: give a column with classes, or make classes of the numbers, such as low and high."
+        )
+    else:
+        return texts
+    return [None if text is None else names[text] for text in texts]
+
+
+def in_order(found: Sequence[str]) -> list[str]:
+    """Whole numbers by size, everything else by letters."""
+    names = sorted(set(found))
+    return sorted(names, key=int) if all(WHOLE.fullmatch(name) for name in names) else names
+
+
+def name_labels(
+    table: Table, column: str, labels: Sequence[str], wanted: Sequence[Any] | None
+) -> tuple[list[str], dict[str, str]]:
+    """The names in order, and the name of each text. ``wanted`` (data.label_names) orders, or names numbers."""
+    check_classes(table, column, labels)
+    found = in_order(labels)
+    renamed = {text: text for text in found}
+    if wanted is None:
+        names = table.classes.get(column) or found
+    else:
+        names = [str(name).lower() if isinstance(name, bool) else str(name) for name in wanted]
+        if not set(found) <= set(names):
+            renamed = rename(found, table.classes.get(column), names)
+            print("Labels: " + ", ".join(f"{old} is {new}" for old, new in renamed.items()) + " (data.label_names)")
+    folded = Counter(name.lower() for name in names)
+    alike = [name for name in names if folded[name.lower()] > 1]
+    if alike:
+        raise UserError(
+            f"{table.where}: the labels {', '.join(map(repr, alike))} differ in case alone, or not at all: write them "
+            "alike, or rename one."
+        )
+    trained = set(renamed.values())
+    empty = [name for name in names if name not in trained]
+    if empty:
+        print(f"Labels without a training row: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}")
+    return list(names), renamed
+
+
+def check_classes(table: Table, column: str, labels: Sequence[str]) -> None:
+    counts = Counter(labels)
+    if len(counts) == 1:
+        raise UserError(
+            f"{table.where}: every row has the label {next(iter(counts))!r} in the column {column!r}. A classifier "
+            "needs two labels or more."
+        )
+    if column not in table.classes and len(counts) >= 3 and 2 * len(counts) > len(labels):
+        examples = ", ".join(repr(text) for text in list(counts)[:3])
+        raise UserError(
+            f"{table.where}: the label column {column!r} has {len(counts)} different values in {len(labels)} rows "
+            f"({examples}, ...): those are no classes. Give another column with data.label."
+        )
+
+
+def rename(found: list[str], classes: Sequence[str] | None, names: list[str]) -> dict[str, str]:
+    """New names for numbers, booleans and classes: by number where the numbers count the names, else by order."""
+    old = list(classes or found)
+    numbers = all(WHOLE.fullmatch(text) for text in found)
+    if numbers and classes is None and all(0 <= int(text) < len(names) for text in found):
+        return {text: names[int(text)] for text in found}
+    if len(old) == len(names) and (numbers or classes is not None or set(found) <= BOOLEANS):
+        return dict(zip(old, names, strict=True))
+    absent = [text for text in found if text not in names]
+    raise UserError(
+        f"data.label_names={names} lacks the label {absent[0]!r} of the data.{nearest(absent[0], names)} The data have "
+        f"{', '.join(found)}: list each of them once."
+    )
