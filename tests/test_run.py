@@ -14,30 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from commands import SMALL, TWO_RANKS, environment, train
 from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-SMALL = [
-    "experiment=demo",
-    "data.source.rows=320",
-    "data.source.scored_rows=100",
-    "trainer.max_epochs=2",
-    "teacher.fine_tune.epochs=1",
-    "teacher.gate=false",
-    "report.measure_seconds=1",
-]
-
-
-def environment(cache: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "KD_", "PYTEST"))}
-    return kept | {"KD_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **more}
-
 
 def run(directory: Path, *lines: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *lines, f"hydra.run.dir={directory / 'run'}"]
-    env = environment(directory / "cache", **more)
-    return subprocess.run(command, capture_output=True, text=True, cwd=directory, env=env, timeout=300)
+    return train(directory, *lines, f"hydra.run.dir={directory / 'run'}", **more)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +78,7 @@ def test_the_csv_file_has_every_term(finished: Finished) -> None:
 
 
 def test_checkpoints_hold_the_student_and_its_projections_only(finished: Finished) -> None:
-    (checkpoint,) = (finished[0] / "checkpoints").glob("*.ckpt")
+    (checkpoint,) = (finished[0] / "checkpoints").glob("best*.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name.split(".")[0] for name in state} == {"student", "losses"}
     assert state["student.bert.embeddings.word_embeddings.weight"].dtype == torch.float32
@@ -189,7 +173,7 @@ def test_the_second_run_reuses_the_teacher(finished: Finished, tmp_path: Path) -
 
 
 def test_two_ranks_from_the_same_command(tmp_path: Path) -> None:
-    done = run(tmp_path, *SMALL, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=csv")
+    done = run(tmp_path, *SMALL, *TWO_RANKS, "trainer.max_epochs=1", "logger=csv")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| student-int8_qat") == 1
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -240,7 +224,7 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path: Path)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left <= {"config.yaml", "metrics.csv", "hparams.yaml", "checkpoints", "teacher"}
+    assert left <= {".lock", "config.yaml", "metrics.csv", "hparams.yaml", "checkpoints", "teacher"}
     done = predict("--model", str(tmp_path / "run" / "student"), "a text", cwd=tmp_path)
     assert "is no model that kd wrote" in done.stderr
 

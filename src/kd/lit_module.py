@@ -63,6 +63,8 @@ class DistillationModule(L.LightningModule):
         self.steps = steps
 
     def on_fit_start(self) -> None:
+        if self.trainer.global_rank > 0:  # dropout of its own; the first rank's is that of a run on one device
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
         self.student.train()  # from_pretrained gives eval mode, and Lightning keeps it
         if self.teacher is not None:
             self.teacher.to(self.device)
