@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def architecture(layers: int = 2, width: int = 32, **more: Any) -> dict[str, Any
 def model(layers: int = 2, width: int = 32, seed: int = 0, **more: Any) -> Any:
     torch.manual_seed(seed)
     return models.random_model(architecture(layers, width, **more), Classification(demo.LABELS))
+
+
+def no_answer(*_: Any, **__: Any) -> None:
+    """A connection whose packets are dropped."""
+    time.sleep(60)
+    raise TimeoutError
 
 
 @pytest.fixture

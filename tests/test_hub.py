@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import no_answer
 
 from kd import hub
 from kd.check import check_before_loading
@@ -106,7 +107,7 @@ def test_what_cannot_be_had_is_said_before_loading(data_id: str | None, says: st
 
 def test_without_a_network_it_takes_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("socket.create_connection", lambda *_, **__: time.sleep(60))  # packets dropped
+    monkeypatch.setattr("socket.create_connection", no_answer)
     (tmp_path / "models").mkdir()
     weights = tmp_path / "weights"
     weights.mkdir()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, no_answer
 
 from kd.check import CHOICES, FRACTIONS, POSITIVE, check_before_loading, check_values, contradictions
 from kd.errors import UserError
@@ -202,7 +202,7 @@ def test_the_flagship_without_weights_or_network_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("socket.create_connection", lambda *_, **__: time.sleep(60))  # packets dropped
+    monkeypatch.setattr("socket.create_connection", no_answer)
     cfg = compose([f"paths.store={tmp_path}"])
     start = time.perf_counter()
     with pytest.raises(UserError) as caught:

@@ -23,14 +23,20 @@ class Family:
 
     layers: str  # where the base model keeps its layers
     inputs: tuple[str, ...]  # what it is called with
+    linear: dict[str, str]  # a linear layer that is so wide at its input, for messages
     fields: dict[str, str] = field(default_factory=dict)  # its own names of config fields, by BERT's
 
 
 FAMILIES = {
-    "bert": Family("encoder.layer", ("input_ids", "token_type_ids", "attention_mask")),
+    "bert": Family(
+        "encoder.layer",
+        ("input_ids", "token_type_ids", "attention_mask"),
+        {"hidden_size": "attention.self.query", "intermediate_size": "output.dense"},
+    ),
     "distilbert": Family(
         "transformer.layer",
         ("input_ids", "attention_mask"),
+        {"hidden_size": "attention.q_lin", "intermediate_size": "ffn.lin2"},
         {
             "hidden_size": "dim",
             "num_hidden_layers": "n_layers",

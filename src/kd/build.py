@@ -108,7 +108,10 @@ def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     for name, node in cfg.method.items():
         if isinstance(node, DictConfig):
             losses[str(name)] = loss = build(node)
-            loss.setup(student, teacher, task)
+            try:
+                loss.setup(student, teacher, task)
+            except UserError as error:
+                raise UserError(f"method.{name}: {error}") from error
     if all(cfg[role].weights == "pretrained" for role in ("teacher", "student")) and (
         student.vocab_size != teacher.vocab_size
     ):

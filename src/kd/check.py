@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd import columns, files, hub
-from kd.architecture import FAMILIES, SHAPE, architecture, named_architecture, stored_architecture
+from kd.architecture import FAMILIES, SHAPE, architecture, family, named_architecture, stored_architecture
 from kd.errors import UserError, nearest
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
@@ -206,8 +206,10 @@ def vocabulary_contradictions(cfg: DictConfig) -> list[str]:
 
 def quantization_contradictions(cfg: DictConfig) -> list[str]:
     group, shape = cfg.quant.get("group_size"), architecture(cfg, "student")
+    own = family(shape["model_type"])
     return [
-        f"quant.group_size={group} does not divide {key}={shape[key]} of the student: set it to a divisor."
+        f"quant.group_size={group} does not divide {key}={shape[key]}, the width of the student's "
+        f"{own.layers}.0.{own.linear[key]}: set it to a divisor."
         for key in ("hidden_size", "intermediate_size")
         if group and shape[key] % group
     ]

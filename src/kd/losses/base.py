@@ -43,13 +43,19 @@ class Loss(nn.Module):
         raise NotImplementedError
 
 
-def projection(student_width: int, teacher_width: int) -> nn.Module:
+def projection(student_width: int, teacher_width: int, project: bool) -> nn.Module:
     """The student's states in the teacher's width: identity where they agree, else a learned map without bias.
 
-    Starts with orthonormal rows or columns, so that lengths and angles survive at the first step.
+    Raises UserError if there would have to be a map and ``project`` forbids it. The map starts with orthonormal
+    rows or columns, so that lengths and angles survive at the first step.
     """
     if student_width == teacher_width:
         return nn.Identity()
+    if not project:
+        raise UserError(
+            f"project=false, but the student is {student_width} wide and its teacher {teacher_width}: their states "
+            "cannot be compared. Take a student as wide as its teacher, or project=true."
+        )
     linear = nn.Linear(student_width, teacher_width, bias=False)
     nn.init.orthogonal_(linear.weight)
     return linear

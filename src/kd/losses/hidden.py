@@ -18,21 +18,22 @@ class HiddenLoss(Loss):
     """Mean squared error of the hidden states of real tokens, averaged over tokens and width, summed over layers.
 
     ``layers`` is ``uniform`` or pairs ``[student, teacher]``. Where the widths differ, each pair learns a projection
-    of its own (the published code shares one, with a bias, among all layers and does not mask padding).
+    of its own, if ``project`` (the published code shares one, with a bias, among all layers and does not mask padding).
     """
 
     unit = "tokens"
 
-    def __init__(self, weight: float, layers: str | Sequence[Sequence[int]]) -> None:
+    def __init__(self, weight: float, layers: str | Sequence[Sequence[int]], project: bool = True) -> None:
         super().__init__(weight)
         self.layers = layers
+        self.project = project
 
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         pairs = hidden_pairs(self.layers, student_config.num_hidden_layers, teacher_config.num_hidden_layers)
         self.student_signals = tuple(f"hidden/{i}" for i, _ in pairs)
         self.teacher_signals = tuple(f"hidden/{j}" for _, j in pairs)
         widths = student_config.hidden_size, teacher_config.hidden_size
-        self.projections = nn.ModuleList(projection(*widths) for _ in pairs)
+        self.projections = nn.ModuleList(projection(*widths, self.project) for _ in pairs)
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         mask = batch["student"]["attention_mask"]
@@ -46,9 +47,10 @@ class HiddenLoss(Loss):
 class EmbeddingLoss(HiddenLoss):
     """The same for the output of the embedding block (TinyBERT equation 9)."""
 
-    def __init__(self, weight: float) -> None:
-        super().__init__(weight, layers=())
+    def __init__(self, weight: float, project: bool = True) -> None:
+        super().__init__(weight, layers=(), project=project)
 
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         self.student_signals = self.teacher_signals = ("embedding",)
-        self.projections = nn.ModuleList([projection(student_config.hidden_size, teacher_config.hidden_size)])
+        widths = student_config.hidden_size, teacher_config.hidden_size
+        self.projections = nn.ModuleList([projection(*widths, self.project)])

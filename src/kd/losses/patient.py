@@ -19,11 +19,15 @@ class PatientLoss(Loss):
 
     ``layers`` is ``skip``, ``last`` or pairs ``[student, teacher]``. This is the paper's sum; the published code
     averages over layers and width, so its weight (10 to 1000) is that product larger than here. Where the widths
-    differ, each pair learns a projection of the student's state (not in the paper, whose students are as wide).
+    differ, each pair learns a projection of the student's state, if ``project`` (not in the paper, whose students
+    are as wide).
     """
 
-    def __init__(self, weight: float, layers: str | Sequence[Sequence[int]], normalize: bool = True) -> None:
+    def __init__(
+        self, weight: float, layers: str | Sequence[Sequence[int]], normalize: bool = True, project: bool = True
+    ) -> None:
         super().__init__(weight)
+        self.project = project
         self.layers = layers
         self.normalize = normalize
 
@@ -32,7 +36,7 @@ class PatientLoss(Loss):
         self.student_signals = tuple(f"cls/{i}" for i, _ in pairs)
         self.teacher_signals = tuple(f"cls/{j}" for _, j in pairs)
         widths = student_config.hidden_size, teacher_config.hidden_size
-        self.projections = nn.ModuleList(projection(*widths) for _ in pairs)
+        self.projections = nn.ModuleList(projection(*widths, self.project) for _ in pairs)
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         distances = [
