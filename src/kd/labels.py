@@ -45,7 +45,9 @@ def plain_numbers(table: Table, column: str, texts: list[str | None]) -> list[st
     elif {text.lower() for text in found} <= BOOLEANS:
         names = {text: text.lower() for text in found}
     elif all(REAL.fullmatch(text) for text in found) and any(not text.lstrip("+-").isdigit() for text in found):
-        examples = ", ".join(sorted(found - {t for t in found if WHOLE.fullmatch(t)})[:3])
+        examples = ", ".join(
+            f"{float(text):g}" for text in [text for text in sorted(found) if not WHOLE.fullmatch(text)][:3]
+        )
         raise UserError(
             f"{table.where}: the label column {column!r} holds real numbers ({examples}, ...). kd has classification "
             "only: give a column with classes, or make classes of the numbers, such as low and high."

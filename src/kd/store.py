@@ -110,7 +110,7 @@ def hub_reachable(seconds: float = PROBE_SECONDS) -> bool:
 
 def require(wanted: list[Wanted]) -> None:
     """Raises UserError, in one paragraph for all, if something is neither on the disk nor to be had."""
-    missing = [item for item in wanted if find(item) is None]
+    missing = [item for item in dict.fromkeys(wanted) if find(item) is None]
     if not missing or (all(item.hub_id for item in missing) and hub_reachable()):
         return
     from huggingface_hub.constants import HF_HUB_CACHE

@@ -1,0 +1,223 @@
+"""What a user may get wrong, the answer, and docs/bad-input.md, which these tests compare with and can write anew.
+
+``KD_WRITE_DOCS=1 pytest tests/test_bad_input.py`` writes the page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import SMALL
+from conftest import ROOT, STORE
+
+from kd import launch
+from kd.noise import silence
+
+PAGE = ROOT / "docs" / "bad-input.md"
+GOOD = "review,stars\n" + "".join(f"a good long film {i},good\na bad dull film {i},bad\n" for i in range(10))
+OWN = "data=files data.train=reviews.csv teacher=minilm_l6 student=layers"
+DEMO = "experiment=demo hydra.run.dir=run"  # as the page shows TINY
+TINY = " ".join(
+    [
+        *SMALL,
+        "report.measure=false",
+        "trainer.max_steps=3",
+        "teacher.fine_tune.max_steps=2",
+        "logger=csv",
+        "checkpoint.every_seconds=0",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``files`` are written first; ``prepare`` is given the directory and what the run in it needs."""
+
+    what: str
+    line: str
+    files: dict[str, str | bytes]
+    prepare: Callable[[Path, pytest.MonkeyPatch], None] | None = None
+    code: int = 1
+    shown: str = ""  # the command as the page shows it, if not ``line``
+
+
+def own(what: str, text: str | bytes, more: str = "", **files: str | bytes) -> Case:
+    line = f"{OWN} {more}".strip()
+    others = {f"{name}.csv": content for name, content in files.items()}
+    return Case(what, line, {"reviews.csv": text, **others})
+
+
+def full_disk(_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kd.checkpoint.os.fsync", fails)
+
+
+def read_only(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("kd.check.tempfile.TemporaryFile", refuses)
+
+
+def finished_run(directory: Path) -> None:
+    assert command(f"{TINY} hydra.run.dir=run".split()) == 0
+    (directory / "run" / "report.json").unlink()  # as if it had been stopped just before
+
+
+def other_settings(directory: Path, _: pytest.MonkeyPatch) -> None:
+    finished_run(directory)
+    config = directory / "run" / "config.yaml"
+    text = config.read_text()
+    assert text.startswith("seed: 0\n")
+    config.write_text(text.replace("seed: 0", "seed: 7", 1))
+
+
+def broken_teacher(directory: Path, _: pytest.MonkeyPatch) -> None:
+    finished_run(directory)
+    (kept,) = (directory / "kd-cache" / "teachers").glob("*/model.safetensors")
+    kept.write_bytes(b"broken")
+    shutil.rmtree(directory / "run")
+
+
+def unfinished(directory: Path, _: pytest.MonkeyPatch) -> None:
+    finished_run(directory)
+
+
+CASES = [
+    Case("a model of no such name", "teacher=bert_large_wmw", {}, code=2),
+    Case("a setting of no such name", "trainer.max_epoch=3", {}, code=2),
+    Case("a missing file", "data=files data.train=revews.csv", {"reviews.csv": GOOD}),
+    own("a missing column", GOOD, "data.text=reviw"),
+    own("empty texts", GOOD + ",good\n ,bad\n"),
+    own("one class only", GOOD.replace("bad", "good")),
+    own("labels that training never saw", GOOD, "data.validation=dev.csv", dev=GOOD + "so so,meh\nso so la la,meh\n"),
+    own("a CSV that is not UTF-8", GOOD.replace("dull", "schön").encode("latin1")),
+    own("duplicate column names", GOOD.replace("review,stars", "text,text")),
+    own("a file of 0 bytes", ""),
+    own("a line that is cut off", GOOD + '"a film,good\n'),
+    own("too many fields", GOOD + "good, bad and ugly,good\n"),
+    own("numbers instead of classes", "text,score\n" + "".join(f"a good film {i},{i / 7}\n" for i in range(20))),
+    Case("more layers than the teacher has", "teacher=minilm_l6 student=layers student.num_layers=8", {}),
+    Case(
+        "a layer map out of range",
+        "teacher=minilm_l6 student=layers 'method.patient.layers=[[1,2],[2,9]]'", {},
+    ),
+    Case(
+        "widths that may not be projected",
+        "teacher=minilm_l6 student=bert_mini student.weights=random method.patient.project=false", {},
+    ),
+    Case("heads that do not divide the width", "student=distilbert_tiny student.overrides.num_attention_heads=3", {}),
+    Case("a group size that does not divide a layer", "experiment=demo quant=int4 quant.group_size=64", {}),
+    Case("a model that is not there (HF_HUB_OFFLINE=1)", "teacher=bert_tiny student=bert_tiny", {}),
+    Case("a GPU where there is none", "teacher=minilm_l6 student=layers trainer=gpu", {}),
+    Case("a disk that is full", f"{TINY} hydra.run.dir=run", {}, full_disk, 1, DEMO),
+    Case("a cache that cannot be written", "experiment=demo", {}, read_only),
+    Case("a cached teacher that is broken (it is made anew)", f"{TINY} hydra.run.dir=run", {}, broken_teacher, 0, DEMO),
+    Case("resume= with other settings", "resume=run seed=3", {}, unfinished),
+    Case("resume= with a checkpoint of another configuration", "resume=run", {}, other_settings),
+    Case("resume= of what is no run", "resume=runs/gone", {}, code=2),
+    Case("a sweep with a plugin that is missing", "hydra/launcher=submitit_slurm -m", {}, code=2),
+]  # fmt: skip
+
+
+def command(lines: list[str]) -> int:
+    """The command in this process; returns its exit code."""
+    silence()
+    before, sys.argv = sys.argv, [str(ROOT / "train.py"), *lines]
+    try:
+        launch.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def answer(said: str, errors: str, directory: Path, code: int) -> str:
+    """What the user is told, with the places of this machine replaced."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if code:
+        lines = [
+            line for line in errors.replace("\r", "\n").splitlines() if "step/s" not in line and "batch/s" not in line
+        ]
+        text = "\n".join(lines).strip()
+    else:
+        text = next(line for line in said.splitlines() if "cannot be read" in line)
+    for place, name in ((directory, "DIR"), (STORE, "STORE"), (HF_HUB_CACHE, "HF_CACHE")):
+        text = text.replace(str(place), name)
+    return re.sub(r"-[0-9a-f]{16}\b", "-KEY", text)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_STORE", str(STORE))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def documented() -> dict[str, str]:
+    """The rows of the page, by what they are about."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| what ")]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in rows}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.what.replace(" ", "-") for case in CASES])
+def test_bad_input(
+    case: Case, workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in case.files.items():
+        (workplace / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if case.prepare:
+        case.prepare(workplace, monkeypatch)
+    capfd.readouterr()
+    code = command([part.strip("'") for part in case.line.split()])
+    said, errors = capfd.readouterr()
+    text = answer(said, errors, workplace, code)
+    assert code == case.code, errors
+    assert "Traceback" not in errors
+    assert text
+    assert "\n\n" not in text, "one paragraph"
+    cell = text.replace("\n", "<br>").replace("|", "\\|")
+    row = f"| {case.what} | `{case.shown or case.line}` | {cell} |"
+    if os.environ.get("KD_WRITE_DOCS"):
+        rows = documented() | {case.what: row}
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(HEAD + "\n".join(rows[c.what] for c in CASES if c.what in rows) + "\n", encoding="utf-8")
+    assert documented()[case.what] == row
+    if code:
+        left = [path.name for path in workplace.rglob("*") if "unfinished" in path.name or path.name == "student"]
+        assert case.prepare in (unfinished, other_settings) or not left
+
+
+HEAD = """# What can go wrong, and what kd says
+
+One paragraph on standard error, exit code 2 for a command line that is not understood and 1 for everything else, and
+nothing half-written. `debug=true` shows the traceback. Written and checked by tests/test_bad_input.py.
+
+| what | python train.py … | the answer |
+|---|---|---|
+"""
+
+
+def test_debug_shows_the_traceback(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (workplace / "reviews.csv").write_text(GOOD)
+    assert command(f"{OWN} data.text=reviw debug=true".split()) == 1
+    errors = capfd.readouterr().err
+    assert "Traceback" in errors
+    assert errors.rstrip().endswith("give data.text. Did you mean 'review'?")
+
+
+def test_the_page_has_every_case() -> None:
+    assert list(documented()) == [case.what for case in CASES]
