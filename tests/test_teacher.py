@@ -9,13 +9,14 @@ import torch
 from conftest import model
 
 from kd import demo
+from kd.checkpoint import LastState
 from kd.datamodule import TextDataModule
-from kd.errors import UserError
+from kd.errors import Preempted, UserError
 from kd.fit import FitSettings
 from kd.models import Loaded, head_linear, load_model
 from kd.sources import TextData
 from kd.tasks import Classification
-from kd.teacher import FineTune, check_labels, check_score, fine_tuned, teacher_key, wilson_interval
+from kd.teacher import FineTune, check_labels, check_score, fine_tuned, steps_begun, teacher_key, wilson_interval
 
 TUNE = FineTune(when="auto", epochs=1, max_steps=2, batch_size=8, lr=1e-3, seed=0)
 
@@ -125,3 +126,48 @@ def test_when_to_fine_tune() -> None:
     assert not wanted("auto", False, "random")
     assert wanted("always", True, "random")
     assert not wanted("never", False, "pretrained")
+
+
+def test_a_fine_tuning_that_was_stopped_goes_on(
+    text: TextData, task: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = TextDataModule(text, {"student": text.tokenizer}, tmp_path / "tokens", 8, 32, 64)
+    how = settings()
+    how.checkpoint_seconds = 0
+    tune = FineTune(when="auto", epochs=2, max_steps=-1, batch_size=8, lr=1e-3, seed=0)
+
+    def tuned(cache: Path) -> Any:
+        return fine_tuned(
+            Loaded(model(), False), "id", "tiny", text.tokenizer, task, rows, tune, how, cache, lambda done: []
+        )
+
+    save = LastState.save
+
+    def stops(self: LastState, trainer: Any, module: Any) -> None:
+        save(self, trainer, module)
+        if self.step == 11:
+            raise Preempted(self.step)
+
+    monkeypatch.setattr(LastState, "save", stops)
+    with pytest.raises(Preempted):
+        tuned(tmp_path / "stopped")
+    assert not [path for path in (tmp_path / "stopped" / "teachers").glob("[!.]*") if path.is_dir()]
+    monkeypatch.undo()
+    resumed, alone = tuned(tmp_path / "stopped"), tuned(tmp_path / "alone")
+    assert "going on after 11 steps" in capsys.readouterr().out
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    left = [path.name for path in (tmp_path / "stopped" / "teachers").iterdir() if path.is_dir()]
+    assert left == [path.name for path in (tmp_path / "alone" / "teachers").iterdir() if path.is_dir()]
+
+
+def test_a_broken_state_of_a_stopped_fine_tuning_is_named_and_left_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / ".teacher.work"
+    (work / "checkpoints").mkdir(parents=True)
+    (work / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    assert steps_begun(work) == 0
+    assert not work.exists()
+    assert "last.ckpt cannot be read" in capsys.readouterr().out
