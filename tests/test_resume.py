@@ -13,8 +13,9 @@ from commands import SMALL, TWO_RANKS, environment, stopped, train
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from kd.checkpoint import LAST, LastState, WholeFiles, check, random_state, read, restore_random_state, steps_done
+from kd.checkpoint import LAST, WholeFiles, check, random_state, read, restore_random_state, steps_done
 from kd.errors import UserError
+from kd.last_state import LastState
 from kd.launch import compose
 from kd.resume import directory_of, settings_key, stored
 
@@ -192,8 +193,8 @@ def test_a_write_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monk
 
 def test_ranks_with_different_configurations_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = LastState(tmp_path / LAST, 0, "a")
-    monkeypatch.setattr("kd.checkpoint.gathered", lambda value: [value, "b"])
+    monkeypatch.setattr("kd.last_state.gathered", lambda value: [value, "b"])
     with pytest.raises(UserError, match="started with different configurations"):
         state.on_fit_start(None, None)  # type: ignore[arg-type]
-    monkeypatch.setattr("kd.checkpoint.gathered", lambda value: [value, "a"])
+    monkeypatch.setattr("kd.last_state.gathered", lambda value: [value, "a"])
     state.on_fit_start(None, None)  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ import torch
 from conftest import model
 
 from kd import demo
-from kd.checkpoint import LastState
 from kd.datamodule import TextDataModule
 from kd.errors import Preempted, UserError
 from kd.fit import FitSettings
+from kd.last_state import LastState
 from kd.models import Loaded, head_linear, load_model
 from kd.sources import TextData
 from kd.tasks import Classification
@@ -168,6 +168,6 @@ def test_a_broken_state_of_a_stopped_fine_tuning_is_named_and_left_behind(
     work = tmp_path / ".teacher.work"
     (work / "checkpoints").mkdir(parents=True)
     (work / "checkpoints" / "last.ckpt").write_bytes(b"half")
-    assert steps_begun(work) == 0
+    assert steps_begun(work, "key") == 0
     assert not work.exists()
     assert "last.ckpt cannot be read" in capsys.readouterr().out

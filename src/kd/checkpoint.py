@@ -1,30 +1,23 @@
-"""The state of a training on disk: saved now and then and at SIGTERM, and what is needed to go on bit by bit alike."""
+"""The files that a training is gone on with from: written whole, checked, and the best weights that they name."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import pickle
 import random
-import signal
-import threading
-import time
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback
 
-from kd.callbacks import LossWatch
-from kd.errors import Preempted, UserError
+from kd.errors import UserError
 
 LAST = "last.ckpt"
-GO_ON, SAVE, LEAVE = 0, 1, 2  # what the ranks agree on; the highest wish wins
+KEPT = "kept-"  # before the name of a best checkpoint that last.ckpt still speaks of
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -52,10 +45,23 @@ class WholeFiles(TorchCheckpointIO):
             raise
 
 
-def steps_done(directory: Path) -> int:
-    """The optimizer steps in the last saved state below ``directory``; 0 if there is none."""
+def steps_done(directory: Path, key: str | None = None) -> int:
+    """The optimizer steps in the last saved state below ``directory``; 0 if there is none.
+
+    Raises UserError for a state that cannot be read, or that was saved under another ``key`` than is given.
+    """
     path = directory / "checkpoints" / LAST
-    return int(read(path)["global_step"]) if path.is_file() else 0
+    if not path.is_file():
+        return 0
+    if key is not None:
+        check(path, key)
+    return int(read(path)["global_step"])
+
+
+def steps_logged(directory: Path) -> int:
+    """How many of these steps' metrics are in the logs already; that of the last one may be in the state alone."""
+    done = steps_done(directory)
+    return done - bool(read(directory / "checkpoints" / LAST)["kd"]["metrics"]) if done else 0
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def check(path: Path, key: str, ranks: int) -> None:
+def check(path: Path, key: str, ranks: int | None = None) -> None:
     """Raises UserError for a checkpoint that other settings, other data or another number of devices left."""
     ours = read(path).get("kd", {})
     if ours.get("key") != key:
@@ -79,7 +85,7 @@ def check(path: Path, key: str, ranks: int) -> None:
             "changed since. Give resume= the directory that this checkpoint comes from, or delete the checkpoint to "
             "begin at step 0."
         )
-    if len(ours["random"]) != ranks:
+    if ranks is not None and len(ours["random"]) != ranks:
         raise UserError(
             f"{path} was saved by {len(ours['random'])} processes, this is a run of {ranks}: resume it with as many "
             "devices as before."
@@ -103,135 +109,40 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
-@contextlib.contextmanager
-def sigterm_noted() -> Iterator[list[int]]:
-    """A list that is no longer empty once SIGTERM has arrived. Only the main thread can listen."""
-    arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: arrived.append(number))
-    try:
-        yield arrived
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def keep_best(path: str, directory: Path) -> None:
+    """A second name for the best checkpoint, for the time that last.ckpt speaks of it.
 
-
-class LastState(Callback):
-    """Saves ``last.ckpt`` every so many seconds and at SIGTERM, and puts back what Lightning leaves out.
-
-    Lightning's checkpoint holds the weights, the optimizer, the schedule, the counters and the states of callbacks;
-    here the random generators of every rank are added, and the key of the configuration. It is saved only after an
-    optimizer step that is not an epoch's last: from there Lightning would go on without that epoch's validation.
-
-    Args:
-        path: of the checkpoint.
-        every_seconds: between two of them; 0: after every step.
-        key: a hash of what determines the training; equal on all ranks, and on resuming.
+    Lightning deletes a best one as soon as there is a better; a process that is killed then goes on from before.
     """
-
-    def __init__(self, path: Path, every_seconds: float, key: str) -> None:
-        self.path = path
-        self.every_seconds = every_seconds
-        self.key = key
-        self.saved = time.monotonic()
-        self.step = 0  # done
-        self.saved_step = 0
-        self.saving = False
-        self.found: list[dict[str, Any]] | None = None  # random states to be put back
-        self.unlogged: dict[str, float] = {}  # the metrics of the last step, which Lightning logs after the saving
-        self.signals = contextlib.ExitStack()
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        keys = gathered(self.key)
-        if len(set(keys)) > 1:
-            raise UserError(f"The processes of this job were started with different configurations: {keys}.")
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # After Lightning has set its own handler, under which several ranks hang.
-        self.arrived = self.signals.enter_context(sigterm_noted())
-        self.step = self.saved_step = trainer.global_step
-        if self.unlogged:
-            for logger in trainer.loggers:
-                logger.log_metrics(self.unlogged, step=self.step - 1)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if max(gathered(len(self.arrived))):  # too late for this process to save again, and the report takes long
-            raise Preempted(self.saved_step)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.signals.close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.signals.close()
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.found is not None:
-            restore_random_state(self.found[trainer.global_rank])
-            self.found = None
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            return
-        self.step = trainer.global_step
-        wish = self.agreed(trainer)
-        if wish != GO_ON:
-            self.save(trainer, pl_module)
-        if wish == LEAVE:
-            raise Preempted(self.saved_step)
-
-    def agreed(self, trainer: L.Trainer) -> int:
-        """What all ranks do now. Several of them ask each other at logging steps only: it costs a message."""
-        due = time.monotonic() - self.saved >= self.every_seconds
-        wish = LEAVE if self.arrived else SAVE if due else GO_ON
-        if trainer.world_size == 1:
-            return wish
-        if self.every_seconds > 0 and self.step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return GO_ON
-        return int(max(gathered(wish)))
-
-    def save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, LossWatch):
-                callback.check(module)  # nothing is saved after a loss that was no number
-        for logger in trainer.loggers:
-            logger.save()
-        self.saving = True
-        trainer.save_checkpoint(self.path, weights_only=False)
-        self.saving = False
-        self.saved = time.monotonic()
-        self.saved_step = self.step
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.saving:
-            checkpoint["kd"] = {"key": self.key, "random": gathered(random_state()), "metrics": step_metrics(trainer)}
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.found, self.unlogged = checkpoint["kd"]["random"], checkpoint["kd"]["metrics"]
-        for name, state in checkpoint["callbacks"].items():
-            if name.startswith("ModelCheckpoint"):
-                move(state, self.path.parent)
+    kept = directory / f"{KEPT}{Path(path).name}"
+    if path and not kept.exists():
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, kept)
 
 
-def step_metrics(trainer: L.Trainer) -> dict[str, float]:
-    """What this step logs; nothing between two logging steps."""
-    if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-        return {}
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-    return found | {"epoch": trainer.current_epoch}
+def drop_kept(path: str, directory: Path) -> None:
+    """Once last.ckpt is written: the others are of no more use."""
+    for kept in directory.glob(f"{KEPT}*"):
+        if kept.name != f"{KEPT}{Path(path).name}":
+            kept.unlink()
 
 
-def move(state: dict[str, Any], directory: Path) -> None:
-    """The best checkpoint lies beside the last one, also where the run directory was moved or copied."""
+def find_best(state: dict[str, Any], directory: Path, leads: bool) -> None:
+    """The best checkpoint lies beside the last one, also where the run directory was moved or copied.
+
+    The rank that ``leads`` sees to it that it is there.
+    """
     state["dirpath"] = str(directory)
-    if state["best_model_path"]:
-        state["best_model_path"] = str(directory / Path(state["best_model_path"]).name)
-
-
-def gathered(value: Any) -> list[Any]:
-    """The value of every rank, in their order."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+    if not state["best_model_path"]:
+        return
+    best = directory / Path(state["best_model_path"]).name
+    state["best_model_path"] = str(best)
+    if not leads:
+        return
+    kept = directory / f"{KEPT}{best.name}"
+    if not best.exists() and kept.exists():
+        shutil.copyfile(kept, best)
+    if not best.exists():
+        raise UserError(f"{best} is missing, the best weights so far. Delete {directory / LAST} to begin at step 0.")

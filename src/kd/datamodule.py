@@ -238,6 +238,7 @@ class TextDataModule(L.LightningDataModule):
         return DataLoader(
             self.splits[split], sampler=sampler, batch_size=None, num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or opening it would draw from the generator of dropout
         )  # fmt: skip
 
     def batches(self, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> Batches:

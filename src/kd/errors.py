@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something the user can mend. The message says what is wrong, where, and what to do."""
 
 
+class OccupiedError(UserError):
+    """A run directory belongs to another run; nothing may be written there."""
+
+
 class Preempted(Exception):
     """SIGTERM arrived, the state was saved after ``step`` steps, and the process should end."""
 

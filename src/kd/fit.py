@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from kd.callbacks import LossWatch, Progress, RestoreBest, ValidateLastStep
-from kd.checkpoint import LAST, LastState, WholeFiles, check
+from kd.checkpoint import LAST, WholeFiles, check
 from kd.datamodule import TextDataModule
+from kd.last_state import LastState
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
 from kd.tasks.base import Task
@@ -57,6 +59,23 @@ def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
     assert trainer.max_epochs is not None
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+@contextlib.contextmanager
+def no_rank_left_behind(trainer: L.Trainer) -> Iterator[None]:
+    """Ends the further processes of a job whose first one fails: they would wait for it in a collective, or for ever.
+
+    They are taken off the list first, or Lightning's watch over them would kill this process, too.
+    """
+    try:
+        yield
+    except BaseException:
+        processes = getattr(trainer.strategy.launcher, "procs", [])
+        ended, processes[:] = list(processes), []
+        for process in ended:
+            process.kill()
+            process.wait()
+        raise
 
 
 def fit(
@@ -102,6 +121,8 @@ def fit(
     module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps)
     if last.is_file():
         check(last, key, trainer.world_size)
-    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    with state.listening(), no_rank_left_behind(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    state.leave_if_asked()
     score = float(best.best_model_score) if best.best_model_score is not None else math.nan
     return Fitted(module, watch.curves, score, trainer.global_step, watch.seconds, trainer)

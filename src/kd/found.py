@@ -16,10 +16,7 @@ from kd.resume import HARMLESS
 
 NAMES = ("data", "teacher", "student", "method", "quant")
 # What does not determine the scores of a run that finished.
-NO_RESULT = (
-    *HARMLESS, "paths", "logger", "checkpoint", "data.source.store", "data.source.cache", "teacher.gate",
-    "trainer.log_every_n_steps",
-)  # fmt: skip
+NO_RESULT = (*HARMLESS, "teacher.gate", "trainer.log_every_n_steps")
 
 
 @dataclass(frozen=True)

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from kd import resume
-from kd.errors import Preempted, UserError
+from kd.errors import OccupiedError, Preempted, UserError
 from kd.noise import silence
 from kd.store import CLAIMED, rank
 
-FAILED = "error.txt"  # in the directory of a sweep's job that failed, also of one in another process
+FAILED = "error.txt"  # in the directory of a run that failed: why
 SIGTERM_CODE = 143  # 128 + 15, what a shell calls the end by SIGTERM
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What Lightning sets for the ranks of a job and would find set by the job before.
-RANKS = (
-    "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED", "PL_SEED_WORKERS",
-    "OMP_NUM_THREADS",
-)  # fmt: skip
+FIRST_RANK_SECONDS = 15.0  # for it to end its job well, which Lightning cuts off when another rank fails
+FAILURES: dict[str, str] = {}  # of this process's jobs: the name of the run directory, and why
 
 
 class Sweep(Callback):
@@ -61,10 +61,8 @@ def run_one(cfg: DictConfig) -> float | None:
     except Preempted as stopped:
         if rank() > 0:  # Lightning kills the first rank at once if another one ends with an error
             sys.exit(0)
-        print(
-            f"\nStopped by SIGTERM; the state after {stopped.step} steps is kept. To go on: "
-            f"python train.py resume={output}", file=sys.stderr,
-        )  # fmt: skip
+        kept = f"the state after {stopped.step} steps is kept" if stopped.step else "nothing was saved yet"
+        print(f"\nStopped by SIGTERM; {kept}. To go on: python train.py resume={output}", file=sys.stderr)
         sys.exit(SIGTERM_CODE)
     except UserError as error:
         failed(cfg, error, str(error))
@@ -73,6 +71,9 @@ def run_one(cfg: DictConfig) -> float | None:
         if text is None and not in_sweep():
             raise
         failed(cfg, error, text)
+    finally:
+        while CLAIMED:
+            CLAIMED.pop().release()
     return None
 
 
@@ -83,62 +84,73 @@ def start(cfg: DictConfig) -> float | None:
         lines = [line.lstrip("+~").partition("=")[0] for line in HydraConfig.get().overrides.task]
         cfg = resume.stored(Path(cfg.resume).expanduser().resolve(), cfg, [line for line in lines if line != "resume"])
     elif in_sweep() and "wandb" in (cfg.logger or ()) and cfg.logger.wandb.group is None:
-        cfg.logger.wandb.group = Path(HydraConfig.get().sweep.dir).name
+        cfg.logger.wandb.group = "/".join(Path(HydraConfig.get().sweep.dir).resolve().parts[-2:])  # with the date
     check_before_loading(cfg)
+    if in_sweep() and started_together() == 1 and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
+        return in_a_process(cfg)
     names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
     print("kd: {} to {} by {}, quantization {}, on {}".format(*names), flush=True)  # torch takes its seconds
     silence()
     from kd.run import train
 
-    with own_process_state(Path(cfg.paths.output)):
-        return train(cfg)
+    score = train(cfg)
+    if rank() == 0:
+        (Path(cfg.paths.output) / FAILED).unlink(missing_ok=True)  # of an earlier try
+    return score
 
 
-@contextlib.contextmanager
-def own_process_state(output: Path) -> Iterator[None]:
-    """What a job on several devices changes in its process is undone when it ends, for the next job of a sweep.
+def started_together() -> int:
+    """How many processes torchrun or srun started for this job."""
+    return max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 
-    Further ranks are started with ``sys.argv`` and the run directory: here, those of this job. With the sweep's own
-    command line each of them would run the whole sweep again.
+
+def in_a_process(cfg: DictConfig) -> float | None:
+    """A sweep's job on several devices, as a command of its own.
+
+    Its ranks are started with the command line of the process that they belong to: with the sweep's, each of them
+    would run the whole sweep again. And what goes wrong between ranks ends this job alone.
     """
-    import torch
-
-    before = {name: os.environ.get(name) for name in RANKS}
-    threads, arguments = torch.get_num_threads(), sys.argv
-    if in_sweep():
-        sys.argv = [arguments[0], *HydraConfig.get().overrides.task]
-        hydra_node: Any = HydraConfig.get()
-        with read_write(hydra_node), open_dict(hydra_node):
-            hydra_node.run.dir = str(output.resolve())
-    try:
-        yield
-    finally:
-        sys.argv = arguments
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        torch.set_num_threads(threads)
-        while CLAIMED:
-            CLAIMED.pop().release()
+    output = Path(cfg.paths.output).resolve()
+    command = [sys.executable, "-m", "kd.launch", *HydraConfig.get().overrides.task, f'hydra.run.dir="{output}"']
+    if "wandb" in (cfg.logger or ()):
+        command.append(f'logger.wandb.group="{cfg.logger.wandb.group}"')
+    with subprocess.Popen(command) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if code == SIGTERM_CODE:
+        sys.exit(SIGTERM_CODE)
+    if code == 0:
+        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+        return float(report["models"]["student"]["validation"][report["select"]])
+    reason = output / FAILED
+    FAILURES[output.name] = (
+        reason.read_text(encoding="utf-8").strip() if reason.is_file() else f"it ended with exit code {code}"
+    )
+    return None
 
 
 def failed(cfg: DictConfig, error: Exception, text: str | None) -> None:
-    """Says why a job failed and notes it where ``end_of_sweep`` or the exit code finds it."""
+    """Says why a job failed and notes it where ``end_of_sweep`` finds it, or ends with exit code 1."""
     if cfg.debug or text is None:
         traceback.print_exception(error)
     text = text or f"{type(error).__name__}: {error}"
     output = Path(cfg.paths.output)
-    if not in_sweep():
-        print(f"\n{text}", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            output.rmdir()  # hydra made it; leave none behind that is empty
-        sys.exit(1)
-    print(f"\nRun {output.name} failed: {text}\n", file=sys.stderr)
-    with contextlib.suppress(OSError):  # the disk may be full
-        (output / FAILED).write_text(text + "\n", encoding="utf-8")
+    if not isinstance(error, OccupiedError) and rank() == 0 and (in_sweep() or (output / "config.yaml").is_file()):
+        with contextlib.suppress(OSError):  # the disk may be full; FAILURES knows it, too
+            (output / FAILED).write_text(text + "\n", encoding="utf-8")
+    if in_sweep():
+        print(f"\nRun {output.name} failed: {text}\n", file=sys.stderr)
+        FAILURES[output.name] = text
+        return
+    print(f"\n{text}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        output.rmdir()  # hydra made it; leave none behind that is empty
+    if rank() > 0:
+        time.sleep(FIRST_RANK_SECONDS)
+    sys.exit(1)
 
 
 def full_disk(error: BaseException | None, output: Path) -> str | None:
@@ -149,10 +161,9 @@ def full_disk(error: BaseException | None, output: Path) -> str | None:
         code = int(number[1]) if isinstance(number, re.Match) else number
         if code in FULL:
             where = getattr(seen, "filename", None) or f"a file below {output}"
-            return (
-                f"Writing {where} failed: {os.strerror(code)}. What was complete before is whole. Make room, then go "
-                f"on with: python train.py resume={output}"
-            )
+            begun = (output / "config.yaml").is_file()
+            then = f"go on with: python train.py resume={output}" if begun else "start again"
+            return f"Writing {where} failed: {os.strerror(code)}. What was complete before is whole. Make room, {then}"
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -162,11 +173,15 @@ def end_of_sweep() -> int:
     directory = Sweep.directory
     if directory is None:
         return 0
-    failures = sorted(directory.glob(f"*/{FAILED}"))
-    finished = len(list(directory.glob("*/report.json")))
-    print(f"\nSweep: {finished} runs finished, {len(failures)} failed, in {directory}")
-    for path in failures:
-        print(f"  {path.parent.name}: {path.read_text(encoding='utf-8').strip().splitlines()[0]}")
+    failures = FAILURES | {  # those of other processes are known by what they wrote
+        path.parent.name: path.read_text(encoding="utf-8").strip() for path in directory.rglob(FAILED)
+    }
+    finished = {path.parent for path in directory.rglob("report.json")}
+    begun = {path.parent for path in directory.rglob("config.yaml")}
+    failures |= {run.name: "it left no report" for run in begun - finished if run.name not in failures}
+    print(f"\nSweep: {len(finished)} runs finished, {len(failures)} failed, in {directory}")
+    for name, text in sorted(failures.items()):
+        print(f"  {name}: {text.splitlines()[0]}")
     search = directory / "optimization_results.yaml"  # of Optuna
     if search.is_file():
         print(f"Best, with what stands in {search}: {OmegaConf.to_yaml(OmegaConf.load(search)).strip()}")

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd import resume
 from kd.architecture import as_conf
 from kd.errors import UserError, nearest
-from kd.job import end_of_sweep, run_one
+from kd.job import FAILURES, end_of_sweep, run_one, started_together
 from kd.tables import stem_of
 
 NARROW = 768
@@ -221,7 +221,7 @@ def check_plugins(overrides: list[str]) -> None:
 
 def check_started_together(args: Any) -> None:
     """Processes that torchrun or srun started side by side must agree on the run directory."""
-    count = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    count = started_together()
     if count > 1 and args.multirun:
         raise UserError(
             f"{count} processes were started together, each of which would run the whole sweep: leave -m out."
@@ -251,7 +251,13 @@ def main() -> None:
         if directory is not None and (directory / "report.json").is_file():
             print(f"{directory} is finished, there is nothing to go on with: see its report.md.")
             return
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_one)()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra lets errors through, instead of printing them
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_one)()
+    except Exception as error:
+        if not FAILURES:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # such as a search none of whose trials ended well
     sys.exit(end_of_sweep())
 
 

@@ -68,6 +68,7 @@ class DistillationModule(L.LightningModule):
         self.student.train()  # from_pretrained gives eval mode, and Lightning keeps it
         if self.teacher is not None:
             self.teacher.to(self.device)
+        self.sums = torch.zeros((), device=self.device)  # of the terms and their counts, in this step so far
         self.first_bad = {name: torch.tensor(-1, device=self.device) for name in self.losses}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -78,18 +79,24 @@ class DistillationModule(L.LightningModule):
         for name, loss in self.terms.items():
             found[name] = loss(student, teacher, batch)
             total = total + loss.weight * found[name][0] / batch["totals"][loss.unit]
-        self.note({name: (value.detach(), count) for name, (value, count) in found.items()})
+        self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
-    def note(self, found: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Remembers, on the device, the first step at which a term was not finite; logs the means over all ranks."""
+    def note(self, found: dict[str, tuple[Tensor, Tensor]], batch_idx: int) -> None:
+        """Remembers, on the device, the first step at which a term was not finite; logs means over the global batch.
+
+        With accumulation the last of a step's batches logs what the step is about, over those before it.
+        """
         for name, (value, _) in found.items():
             bad = ~torch.isfinite(value) & (self.first_bad[name] < 0)
             self.first_bad[name] = torch.where(bad, self.trainer.global_step, self.first_bad[name])
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         sums = torch.stack([torch.stack(pair) for pair in found.values()])
+        if batch_idx % self.trainer.accumulate_grad_batches:
+            sums = sums + self.sums
+        self.sums = sums.clone()
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
         means = dict(zip(found, sums[:, 0] / sums[:, 1], strict=True))

@@ -49,22 +49,27 @@ def wandb_mode(mode: str) -> Mode:
 
 
 def csv_logger(directory: Path, done: int) -> Any:
-    """``metrics.csv``; what an earlier process wrote there stays, but for the last of its ``done`` steps.
-
-    That one's metrics stand in the checkpoint, since the file may have been cut off before them.
-    """
+    """``metrics.csv``; what an earlier process wrote there of its first ``done`` steps stays."""
     from lightning.pytorch.loggers import CSVLogger
 
-    path = directory / "metrics.csv"
-    rows = []
-    if done and path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) < done - 1]
     logger = CSVLogger(save_dir=directory, name="", version="", flush_logs_every_n_steps=100)
-    if rows and rank() == 0:
-        logger.experiment.metrics = rows  # making the logger removed the file
+    if rank() > 0:
+        return logger
+    path, kept = directory / "metrics.csv", directory / ".metrics.csv.kept"
+    if done and path.is_file() and not kept.is_file():
+        path.rename(kept)  # or making the logger's file would remove it
+    if done and kept.is_file():
+        with kept.open(encoding="utf-8", newline="") as file:
+            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if is_before(row, done)]
+        logger.experiment.metrics = rows
         logger.experiment.save()
+    kept.unlink(missing_ok=True)
     return logger
+
+
+def is_before(row: dict[str, str | None], step: int) -> bool:
+    """Whether a row is of an earlier step, and whole: the last one may have been cut off."""
+    return (row.get("step") or "").isdigit() and None not in row.values() and int(row["step"] or 0) < step
 
 
 def run_id(directory: Path, stage: str) -> str:

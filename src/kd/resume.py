@@ -8,21 +8,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kd.errors import UserError
 from kd.store import content_key
 
 # What may change on resuming, since no figure depends on it.
 HARMLESS = (
-    "debug", "resume", "report.measure", "report.measure_seconds", "data.num_workers", "checkpoint.every_seconds",
-    "paths.cache", "paths.store", "paths.output",
+    "debug", "resume", "logger", "paths", "report.measure", "report.measure_seconds", "data.num_workers",
+    "data.source.cache", "data.source.store", "checkpoint",
 )  # fmt: skip
+
+
+def is_harmless(key: str) -> bool:
+    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
 
 
 def directory_of(overrides: list[str]) -> Path | None:
     """The run directory that the command line wants to go on with. Raises UserError if it is none."""
-    values = [line.partition("=")[2].strip("'\"") for line in overrides if line.startswith("resume=")]
+    given = [line.lstrip("+").partition("=")[::2] for line in overrides]
+    values = [value.strip("'\"") for key, value in given if key == "resume"]
     if not values or values[-1] in ("", "null"):
         return None
     directory = Path(values[-1]).expanduser().resolve()
@@ -32,17 +39,17 @@ def directory_of(overrides: list[str]) -> Path | None:
         raise UserError(
             f"resume={values[-1]}: there is no run, for there is no config.yaml.{below} Give the directory of one run."
         )
-    other = [line for line in overrides if line.startswith("hydra.run.dir=") and str(directory) not in line]
-    if other:
-        raise UserError(f"{other[0]}: a run goes on in its own directory; leave this out.")
+    places = [value.strip("'\"") for key, value in given if key in ("hydra.run.dir", "paths.output")]
+    if any(Path(place).expanduser().resolve() != directory for place in places):
+        raise UserError(f"resume={values[-1]} goes on in that run's own directory: leave out {places[0]}.")
     return directory
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """What determines the figures of a run: the resolved configuration without HARMLESS and the loggers."""
+    """What determines the figures of a run: the resolved configuration without HARMLESS."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
-    for key in (*HARMLESS, "logger"):
+    for key in HARMLESS:
         *parents, leaf = key.split(".")
         node: Any = settings
         for parent in parents:
@@ -61,15 +68,14 @@ def stored(directory: Path, given: DictConfig, named: list[str]) -> DictConfig:
 
     Raises UserError where a named setting differs from the run's and is not.
     """
-    earlier = OmegaConf.load(directory / "config.yaml")
-    assert isinstance(earlier, DictConfig)
+    earlier = read_config(directory / "config.yaml")
     wrong = []
     for key in named:
-        if key in HARMLESS:
-            OmegaConf.update(earlier, key, OmegaConf.select(given, key))
-        elif key == "experiment":  # a recipe leaves no name behind: its settings are compared
+        if key == "experiment":  # a recipe leaves no name behind: its settings are compared
             differing = sorted(set(flat(settings_of(earlier)).items()) ^ set(flat(settings_of(given)).items()))
             wrong += [f"experiment: {name} differs" for name, _ in differing[:1]]
+        elif is_harmless(key):
+            OmegaConf.update(earlier, key, OmegaConf.select(given, key), merge=False)
         elif plain(earlier, key) != plain(given, key):
             wrong.append(f"{key} is {shown(earlier, key)} there, {shown(given, key)} here")
     if wrong:
@@ -77,9 +83,24 @@ def stored(directory: Path, given: DictConfig, named: list[str]) -> DictConfig:
             f"resume={directory} goes on with that run's own configuration, and the command line says something else: "
             f"{'; '.join(wrong[:3])}. Leave it out, or start a new run."
         )
-    OmegaConf.update(earlier, "paths.output", str(directory))
-    OmegaConf.update(earlier, "resume", str(directory), force_add=True)
+    earlier.paths = OmegaConf.to_container(given.paths, resolve=True)  # this machine's, as the environment has them
+    earlier.paths.output = earlier.resume = str(directory)
+    for place in ("cache", "store"):
+        if place in earlier.data.source:
+            earlier.data.source[place] = earlier.paths[place]
     return earlier
+
+
+def read_config(path: Path) -> DictConfig:
+    try:
+        found = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}): it is not what kd wrote."
+        ) from error
+    if not isinstance(found, DictConfig) or "seed" not in found or "method" not in found:
+        raise UserError(f"{path} is not the configuration of a run of kd.")
+    return found
 
 
 def plain(cfg: DictConfig, key: str) -> Any:

@@ -18,7 +18,7 @@ from kd import artefact, loggers, models, quantization, report
 from kd.architecture import SHAPE, architecture, as_conf, container, student_keep
 from kd.build import build, build_losses, fit_settings, quantization_settings, refuse_token_level
 from kd.callbacks import QuantizationCallback
-from kd.checkpoint import steps_done
+from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
@@ -182,13 +182,14 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     say(entries[0], student, losses, task, cfg)
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
-    done = steps_done(output)
+    key = content_key(settings=settings_key(cfg), data=rows.key)
+    done = steps_done(output, key)
     if cfg.resume is not None:
         print(f"Resuming: {done} steps were done before")
     fitted = fit(
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
-        content_key(settings=settings_key(cfg), data=rows.key), f"Distilling {cfg.student.name} ({cfg.method.name})",
-        logs.open("distil", done), [callback] if callback else [],
+        key, f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil", steps_logged(output)),
+        [callback] if callback else [],
     )  # fmt: skip
     if not leads_alone(fitted):
         return None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from kd.errors import UserError
+from kd.errors import OccupiedError, UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ABOUT = "kd.json"  # what kd says about a directory of its own, beside what transformers reads
@@ -220,7 +220,7 @@ def text_columns(directory: Path) -> tuple[str, ...]:
 def claim(output: Path, config: str, resume: bool) -> None:
     """Makes the run directory this process's own until it ends, and writes config.yaml.
 
-    Raises UserError for a directory in which another process runs, or ran if this run does not ``resume`` it: two
+    Raises OccupiedError for a directory in which another process runs, or ran if this run does not ``resume`` it: two
     would overwrite each other's files.
     """
     if rank() > 0:  # the first rank does it
@@ -232,13 +232,15 @@ def claim(output: Path, config: str, resume: bool) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{output} is in use: another process trains there. Wait for its end, or stop it.") from None
+        raise OccupiedError(
+            f"{output} is in use: another process trains there. Wait for its end, or stop it."
+        ) from None
     CLAIMED.append(lock)  # the system lets go of it when the process ends, whatever ends it
     path = output / "config.yaml"
     if resume:
         return
     if path.exists():
-        raise UserError(
+        raise OccupiedError(
             f"{output} already belongs to a run (there is a config.yaml). Go on with it by resume={output}, or name "
             "another directory with hydra.run.dir=..."
         )
@@ -247,7 +249,7 @@ def claim(output: Path, config: str, resume: bool) -> None:
 
 def local_rank() -> int:
     """The number of the device that this process has on its machine; 0 but for jobs on several."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
 def rank() -> int:

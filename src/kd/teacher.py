@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kd.checkpoint import steps_done
+from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
@@ -63,7 +64,7 @@ def fine_tuned(
 ) -> Any:  # fmt: skip
     """The model fine-tuned on the task, from the cache if an earlier run did it.
 
-    ``data`` is the teacher's own; ``loggers`` is called with the steps that were done before.
+    ``data`` is the teacher's own; ``loggers`` is called with the number of steps that were logged before.
     """
     settings = replace(
         settings,
@@ -79,8 +80,10 @@ def fine_tuned(
     )
     key = teacher_key(identity, tokenizer, data, task, tune, settings)
     kept = cache / "teachers" / f"{name}-{data.data.name}-{key}"
-    while rank() > 0 and not (kept / "kd.json").is_file():  # torchrun starts all ranks at once: the first one does it
-        time.sleep(1.0)
+    if rank() > 0 and not (kept / "kd.json").is_file():  # torchrun starts all ranks at once: the first one does it
+        print(f"Rank {rank()} waits for the first one to fine-tune the teacher, {kept}", file=sys.stderr)
+        while not (kept / "kd.json").is_file():
+            time.sleep(1.0)
     with locked(kept, f"Teacher: waiting for another run that fine-tunes the same one, {kept}"):
         model = earlier(kept, task)
         if model is not None:
@@ -88,12 +91,12 @@ def fine_tuned(
         loss = HardLabelLoss(weight=1.0)
         loss.setup(loaded.model.config, loaded.model.config, task)
         work = kept.with_name(f".{kept.name}.work")  # stays where a run was stopped: the next one goes on from there
-        done = steps_begun(work)
+        done = steps_begun(work, key)
         if done:
             print(f"Teacher: going on after {done} steps that an earlier run did")
         fitted = fit(
             loaded.model.requires_grad_(True), task, {"hard": loss}, None, data, settings, work, key,
-            f"Fine-tuning the teacher {name}", loggers(done),
+            f"Fine-tuning the teacher {name}", loggers(steps_logged(work)),
         )  # fmt: skip
         with new_directory(kept) as unfinished:
             keep(fitted, tokenizer, unfinished)
@@ -102,10 +105,10 @@ def fine_tuned(
         return fitted.module.student.to("cpu").eval()
 
 
-def steps_begun(work: Path) -> int:
+def steps_begun(work: Path, key: str) -> int:
     """What a run that was stopped had done; 0, and nothing left, if its state cannot be read."""
     try:
-        return steps_done(work)
+        return steps_done(work, key)
     except UserError as error:
         print(f"Teacher: {error} It was deleted.")
         shutil.rmtree(work)
