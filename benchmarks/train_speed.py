@@ -30,9 +30,9 @@ from omegaconf import DictConfig  # noqa: E402
 
 from kd import demo, models, sources  # noqa: E402
 from kd.architecture import container  # noqa: E402
+from kd.command_line import compose  # noqa: E402
 from kd.datamodule import TextDataModule  # noqa: E402
 from kd.fit import FitSettings, fit  # noqa: E402
-from kd.launch import compose  # noqa: E402
 from kd.lit_module import FrozenTeacher  # noqa: E402
 from kd.store import Wanted, find  # noqa: E402
 from kd.tasks import Classification  # noqa: E402

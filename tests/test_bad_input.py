@@ -124,7 +124,7 @@ CASES = [
     Case("a disk that is full", f"{TINY} hydra.run.dir=run", {}, full_disk, 1, DEMO),
     Case("a cache that cannot be written", "experiment=demo", {}, read_only),
     Case("a cached teacher that is broken (it is made anew)", f"{TINY} hydra.run.dir=run", {}, broken_teacher, 0, DEMO),
-    Case("resume= with other settings", "resume=run seed=3", {}, unfinished),
+    Case("resume= with other settings", "resume=run seed=3", {}, unfinished, 2),
     Case("resume= with a checkpoint of another configuration", "resume=run", {}, other_settings),
     Case("resume= of what is no run", "resume=runs/gone", {}, code=2),
     Case("a sweep with a plugin that is missing", "hydra/launcher=submitit_slurm -m", {}, code=2),

@@ -150,7 +150,8 @@ def test_a_teacher_has_a_row_for_each_that_there_is(tmp_path: Path) -> None:
     made(tmp_path / "a")
     made(tmp_path / "b", method="logit")
     made(tmp_path / "c", 0.7, method="logit", teacher=0.95, teacher__name="minilm_l6")
-    assert "method=hard, student, 0.00 points before method=logit, student." in compare([tmp_path])  # of one teacher
+    said = "teacher=tiny_demo, method=hard, student, 0.00 points before teacher=tiny_demo, method=logit, student."
+    assert said in compare([tmp_path])
     rows = [row[:3] for row in cells(compare([tmp_path])) if row[2] == "teacher"]
     assert rows == [["minilm_l6", "logit", "teacher"], ["tiny_demo", "–", "teacher"]]
 
@@ -181,10 +182,12 @@ def test_runs_without_a_report_are_named(sweep: Path) -> None:
     made(sweep / ".hidden", finished=False)
     (sweep / "not-a-run").mkdir()
     (sweep / "not-a-run" / "config.yaml").write_text("model: 3\n")
+    (sweep / "stopped" / "error.txt").write_text("optimizer.lr=1e9: the loss\nmore")
     assert compare([sweep]).endswith(
-        f"\n\n1 run without a report (failed, stopped or still running): {sweep / 'stopped'}."
+        "\n\n1 run without a report (failed, stopped or still running):\n"
+        f"  {sweep / 'stopped'}: optimizer.lr=1e9: the loss"
     )
-    with pytest.raises(UserError, match="No report.json below .*1 run without a report"):
+    with pytest.raises(UserError, match=r"No report\.json below .*1 run without a report"):
         compare([sweep / "stopped"])
 
 

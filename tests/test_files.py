@@ -18,9 +18,9 @@ from conftest import ROOT, STORE
 
 from kd import artefact, demo, files
 from kd.check import check_before_loading
+from kd.command_line import compose
 from kd.datamodule import Draw, TextDataModule
 from kd.errors import UserError
-from kd.launch import compose
 from kd.sources import TextData
 
 GOOD = "review,stars\n" + "".join(f"a fine film number {i},good\na dull film number {i},bad\n" for i in range(10))
@@ -238,7 +238,7 @@ BAD = [
     bad("a.csv", "text,label\na,0.5\nb,1\nc,2.25\n", "holds real numbers (0.5, 2.25, ...)"),
     bad("a.csv", "text,label\n" + "".join(f"a,{i}\n" for i in range(9)), "9 different values in 9 rows"),
     bad("a.csv", GOOD + "a film,Good\n", "'Good', 'good' differ in case alone"),
-    bad("a.csv", GOOD, "lacks the label 'good' of the data. Did you mean 'goood'?", label_names=["bad", "goood"]),
+    bad("a.csv", GOOD, "lacks the label 'good' of the data. The data have bad, good", label_names=["bad", "goood"]),
     bad("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "is no JSON (Expecting ',' delimiter, column 13)"),
     bad("a.jsonl", '{"text": "a", "label": 1}\n\n[1]\n', "line 3 is not an object such as"),
     bad("a.jsonl", '{"text": ["a"], "label": 1}\n', "line 1: the text column 'text' holds list values, not text"),

@@ -11,8 +11,8 @@ from conftest import no_answer
 
 from kd import hub
 from kd.check import check_before_loading
+from kd.command_line import compose
 from kd.errors import UserError
-from kd.launch import compose
 from kd.sources import TextData
 
 

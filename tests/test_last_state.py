@@ -173,7 +173,7 @@ def test_a_log_that_was_cut_off_is_read_as_far_as_it_is_whole(text: TextData, tm
 
 def test_accumulated_batches_are_logged_as_one(text: TextData, tmp_path: Path) -> None:
     """The loss of a step is the mean over all its rows, not over those of its last batch."""
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    no_dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     parts, _ = training(text, tmp_path / "a", rows=32, fields=no_dropout, accumulate_grad_batches=2, max_steps=1)
     logged = parts.curves["train/loss/hard"][0][1]
     student, data = model(**no_dropout), parts.trainer.datamodule  # type: ignore[attr-defined]

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, no_answer
 
 from kd.check import CHOICES, FRACTIONS, POSITIVE, check_before_loading, check_values, contradictions
+from kd.command_line import check_command_line, compose, conf_dir, flat, options, plain
 from kd.errors import UserError
-from kd.launch import check_command_line, compose, conf_dir, flat, options, plain
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SLIPS = [
@@ -61,8 +61,8 @@ SLIPS = [
     ("student.overide.hidden_act=relu", "Did you mean 'student.overrides'?"),
     ("teacher.overrides.hidden_act=relu", "there is no setting 'teacher.overrides.hidden_act'"),
     ("data=file", "Did you mean 'files'?"),
-    ("data=files data.trian=a.csv", "data=files has data.train"),
-    ("data.train=a.csv", "data=files has data.train"),
+    ("data=files data.trian=a.csv", "data=files, data=hub have data.train"),
+    ("data.train=a.csv", "data=files, data=hub have data.train"),
     ("data=files data.validation_share=1.5", "from 0 to below 1"),
     ("data=files data.validation_share=0", "must be a number above 0"),
     ("data=hub data.split_seed=-1", "must be 0 or more"),

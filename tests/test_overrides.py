@@ -14,10 +14,10 @@ from conftest import architecture, model
 from kd import demo
 from kd.build import build_losses
 from kd.check import check_values, contradictions
+from kd.command_line import check_command_line, compose
 from kd.errors import UserError
-from kd.launch import check_command_line, compose
 from kd.models import load_tokenizer
-from kd.run import find_pair, make_student
+from kd.pair import find_pair, make_student
 from kd.tasks import Classification
 
 TASK = Classification(demo.LABELS)

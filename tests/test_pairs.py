@@ -16,8 +16,8 @@ from torch import nn
 from kd.architecture import architecture
 from kd.build import build_losses, quantization_settings
 from kd.check import check_values, contradictions
+from kd.command_line import compose, conf_dir, options
 from kd.errors import UserError
-from kd.launch import compose, conf_dir, options
 from kd.models import config_of, parameter_count
 from kd.quantization import layers_to_quantize
 from kd.tasks import Classification

@@ -14,9 +14,9 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from kd.checkpoint import LAST, WholeFiles, check, random_state, read, restore_random_state, steps_done
+from kd.command_line import compose
 from kd.errors import UserError
 from kd.last_state import LastState
-from kd.launch import compose
 from kd.resume import directory_of, settings_key, stored
 
 EVERY_STEP = [*SMALL, "report.measure=false", "checkpoint.every_seconds=0", "logger=csv"]
@@ -151,7 +151,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         directory_of([f"resume={tmp_path / 'sweep'}"])
     run = tmp_path / "sweep" / "0-a"
     assert directory_of([f"resume={run}"]) == run
-    with pytest.raises(UserError, match="goes on in its own directory"):
+    with pytest.raises(UserError, match="own directory: leave out elsewhere"):
         directory_of([f"resume={run}", "hydra.run.dir=elsewhere"])
 
 

@@ -10,9 +10,10 @@ import pytest
 from commands import SMALL, TWO_RANKS, train
 from omegaconf import OmegaConf
 
+from kd.command_line import compose
 from kd.errors import UserError
 from kd.job import full_disk
-from kd.launch import check_plugins, compose
+from kd.launch import check_plugins
 
 NO_DROPOUT = [f"student.overrides.{name}=0.0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
 EQUAL = [
@@ -89,6 +90,8 @@ def test_a_full_disk_is_known_whoever_met_it(tmp_path: Path) -> None:
     assert text.startswith("Writing a.ckpt failed: No space left on device.")
     wrapped = RuntimeError("serializing")
     wrapped.__cause__ = ValueError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "start again" in str(full_disk(wrapped, tmp_path))
+    (tmp_path / "config.yaml").touch()
     assert "go on with: python train.py resume=" in str(full_disk(wrapped, tmp_path))
     assert full_disk(OSError(2, "No such file"), tmp_path) is None
     assert full_disk(ValueError("os error 2"), tmp_path) is None

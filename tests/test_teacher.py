@@ -147,7 +147,7 @@ def test_a_fine_tuning_that_was_stopped_goes_on(
     def stops(self: LastState, trainer: Any, module: Any) -> None:
         save(self, trainer, module)
         if self.step == 11:
-            raise Preempted(self.step)
+            raise Preempted(self.step, 15)
 
     monkeypatch.setattr(LastState, "save", stops)
     with pytest.raises(Preempted):

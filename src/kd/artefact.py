@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from kd import quantization
 from kd.architecture import stored_architecture
 from kd.errors import UserError
+from kd.noise import quiet_transformers
 from kd.store import ABOUT, new_directory, text_columns, write_text
 from kd.tasks import Classification
 from kd.tasks.base import Task
@@ -33,8 +34,8 @@ class Artefact:
     ``text_columns`` has one name, two for a model of pairs, none where it is not known.
     """
 
-    model: Any
-    tokenizer: Any
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
     task: Task
     max_length: int
     text_columns: tuple[str, ...] = ()
@@ -103,7 +104,11 @@ def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Seque
 
 def load(directory: str | Path) -> Artefact:
     """Opens ``student/`` or ``student-<quant>/`` of a run. Raises UserError if it is neither."""
-    directory = Path(directory)
+    with quiet_transformers():
+        return opened(Path(directory).expanduser())
+
+
+def opened(directory: Path) -> Artefact:
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise UserError(

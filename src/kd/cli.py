@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kd.errors import UserError
+from kd import __version__
+from kd.errors import UserError, nearest
 from kd.parts import text_values
 from kd.store import text_columns
 from kd.tables import Table, check_file, read_table
@@ -20,7 +21,8 @@ Text = str | tuple[str, ...]
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("kd", description="Distil, quantize and measure BERT-family models.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"kd {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help="the same as python train.py; see kd train --help", add_help=False)
     predict = commands.add_parser("predict", help="label names and probabilities for texts")
     predict.add_argument("--model", required=True, help="a student directory of a run, float or quantized")
@@ -38,28 +40,36 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def table_of(path: Path, names: list[str]) -> tuple[Table, list[Text]]:
+def table_of(path: Path, names: list[str], known: tuple[str, ...]) -> tuple[Table, list[Text]]:
     """A file's table and its texts, or pairs. Raises UserError if it cannot be read or has no such column."""
     check_file(path, "--input")
     table = read_table(path)
     names = [part for name in names for part in ([name] if name in table.columns else name.split(","))]
+    if known and len(names) != len(known):
+        raise UserError(f"--column {','.join(names)}: the model was trained on {len(known)}, {','.join(known)}.")
     if len(names) > 2:
         raise UserError(f"--column {','.join(names)}: give one column, or two for pairs.")
     table.require(names, "give --column")
     columns = [text_values(table, name) for name in names]
     for name, column in zip(names, columns, strict=True):
-        empty = [row for row, text in zip(table.rows, column, strict=True) if not text.strip()]
+        empty = [str(row) for row, text in zip(table.rows, column, strict=True) if not text.strip()]
         if empty:
-            raise UserError(f"--input {path}: {table.unit} {empty[0]} has no text in the column {name!r}.")
+            listed = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
+            raise UserError(
+                f"--input {path}: {len(empty)} of {len(table.rows)} rows have no text in the column {name!r} "
+                f"({table.unit} {listed}): fill them or leave them out."
+            )
     return table, list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
 def texts_in(arguments: argparse.Namespace, known: tuple[str, ...]) -> tuple[Table | None, list[Text]]:
     """What is to be labelled, from a file or from the command line itself."""
-    if bool(arguments.input) == bool(arguments.text):
+    if arguments.input and arguments.text:
+        raise UserError("Give texts or --input, not both.")
+    if not (arguments.input or arguments.text):
         raise UserError('Give texts, or --input with a file of them: kd predict --model DIR "a text"')
     if arguments.input:
-        return table_of(Path(arguments.input).expanduser(), arguments.column or list(known) or ["text"])
+        return table_of(Path(arguments.input).expanduser(), arguments.column or list(known) or ["text"], known)
     if arguments.column:
         raise UserError("--column names a column of a file: give --input too.")
     texts = arguments.text
@@ -83,7 +93,18 @@ def write_csv(table: Table, found: list[dict[str, Any]]) -> None:
     writer.writerows(zip(*columns.values(), strict=True))
 
 
+def check_model(directory: Path) -> None:
+    """Raises UserError for a directory that is not there, or that is a run instead of one of its models."""
+    if not directory.is_dir():
+        there = [path.name for path in directory.parent.glob("*") if path.is_dir()] if directory.parent.is_dir() else []
+        raise UserError(f"--model {directory}: there is no such directory.{nearest(directory.name, there)}")
+    models = sorted(path.name for path in directory.glob("student*"))
+    if models and not (directory / "config.json").is_file():
+        raise UserError(f"--model {directory} is a run: name one of its models, {', '.join(models)}.")
+
+
 def predict(arguments: argparse.Namespace) -> None:
+    check_model(Path(arguments.model).expanduser())
     table, texts = texts_in(arguments, text_columns(Path(arguments.model)))
     from kd.artefact import load
 
@@ -112,6 +133,8 @@ def main() -> None:
         sys.argv = [str(launch.__file__), *sys.argv[2:]]  # what further ranks are started with
         return launch.main()
     arguments = parser().parse_args()
+    if arguments.command is None:
+        return parser().print_help()
     from kd.noise import silence
 
     silence()

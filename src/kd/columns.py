@@ -51,6 +51,7 @@ def as_set(text: str | Sequence[str] | None, label: str | None) -> tuple[tuple[s
 def choose(table: Table, text: str | Sequence[str] | None, label: str | None) -> Columns:
     """The columns to use; a guess is printed. Raises UserError where there is more than one reading, or none."""
     texts, label = as_set(text, label)
+    wanted = label
     table.require(texts, "give data.text")
     table.require([label] if label is not None else [], "give data.label")
     guessed = not texts or label is None
@@ -67,7 +68,10 @@ def choose(table: Table, text: str | Sequence[str] | None, label: str | None) ->
             f"{example} data.label={label or 'COLUMN'} (pairs: data.text=[FIRST,SECOND])."
         )
     if guessed:
-        print(f"Columns: text {shown(texts)}, label {label} (guessed; data.text and data.label set others)")
+        which = [f"{name}={value}" for name, value, given in (
+            ("data.text", shown(texts), as_set(text, None)[0]), ("data.label", label, wanted),
+        ) if not given]  # fmt: skip
+        print(f"Columns: text {shown(texts)}, label {label} (guessed: {', '.join(which)})")
     return Columns(texts, label)
 
 

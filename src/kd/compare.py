@@ -96,7 +96,8 @@ def cell(row: Row, column: str, form: str) -> str:
 
 def name_of(row: Row, other: Row) -> str:
     """What to call a row beside another one."""
-    return f"{title({key: value for key, value in row.label.items() if value != other.label[key]})}, {row.model}"
+    label = {key: value for key, value in row.label.items() if value and value != NONE}
+    return f"{title(label or row.label)}, {row.model}"
 
 
 def verdict(one: Comparison, split: str) -> str:

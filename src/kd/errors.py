@@ -15,11 +15,12 @@ class OccupiedError(UserError):
 
 
 class Preempted(Exception):
-    """SIGTERM arrived, the state was saved after ``step`` steps, and the process should end."""
+    """A signal to stop arrived; the state after ``step`` steps is saved (0: none), and the process should end."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(step, signal_number)
         self.step = step
+        self.signal_number = signal_number
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -124,8 +124,17 @@ def find(places: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def said(unfinished: Sequence[Path]) -> str:
-    """One line that counts and names the runs without a report; empty if there is none."""
+    """Counts and names the runs without a report, a line each; empty if there is none."""
     if not unfinished:
         return ""
     count = "1 run" if len(unfinished) == 1 else f"{len(unfinished)} runs"
-    return f"{count} without a report (failed, stopped or still running): {', '.join(map(str, unfinished))}."
+    lines = [f"  {directory}{reason(directory / 'error.txt')}" for directory in unfinished]
+    return "\n".join([f"{count} without a report (failed, stopped or still running):", *lines])
+
+
+def reason(path: Path) -> str:
+    """Why a run failed, if it left a word."""
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8").strip().partition("\n")[0]
+    return f": {text[:100]}{' ...' if len(text) > 100 else ''}"

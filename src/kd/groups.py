@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kd.command_line import conf_dir
 from kd.found import NAMES, Run, leaves
-from kd.launch import conf_dir
 
 NONE = "–"  # a group has no such setting
 

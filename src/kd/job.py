@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -29,7 +29,7 @@ from kd.noise import silence
 from kd.store import CLAIMED, rank
 
 FAILED = "error.txt"  # in the directory of a run that failed: why
-SIGTERM_CODE = 143  # 128 + 15, what a shell calls the end by SIGTERM
+STOPPED = {143: "SIGTERM", 130: "Ctrl-C"}  # 128 + the signal, what a shell calls such an end
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FIRST_RANK_SECONDS = 15.0  # for it to end its job well, which Lightning cuts off when another rank fails
 FAILURES: dict[str, str] = {}  # of this process's jobs: the name of the run directory, and why
@@ -61,9 +61,11 @@ def run_one(cfg: DictConfig) -> float | None:
     except Preempted as stopped:
         if rank() > 0:  # Lightning kills the first rank at once if another one ends with an error
             sys.exit(0)
-        kept = f"the state after {stopped.step} steps is kept" if stopped.step else "nothing was saved yet"
-        print(f"\nStopped by SIGTERM; {kept}. To go on: python train.py resume={output}", file=sys.stderr)
-        sys.exit(SIGTERM_CODE)
+        stop(
+            output, 128 + stopped.signal_number, f"the state after {stopped.step} steps is kept" if stopped.step else ""
+        )
+    except KeyboardInterrupt:
+        stop(output, 130, "")
     except UserError as error:
         failed(cfg, error, str(error))
     except Exception as error:
@@ -77,19 +79,40 @@ def run_one(cfg: DictConfig) -> float | None:
     return None
 
 
+def stop(output: Path, code: int, kept: str) -> NoReturn:
+    """Ends the process, with all that is left of a sweep, and says how to go on."""
+    begun = (output / "config.yaml").is_file()
+    then = f" To go on: python train.py resume={output}" if begun else " Nothing was begun yet."
+    print(f"\nStopped by {STOPPED[code]}{'; ' if kept else ''}{kept}.{then}", file=sys.stderr)
+    remove_if_empty(output)
+    if in_sweep():
+        end_of_sweep()
+    sys.exit(code)
+
+
+def remove_if_empty(output: Path) -> None:
+    """Hydra made it, and the day's directory around it; leave none behind."""
+    with contextlib.suppress(OSError):
+        output.rmdir()
+        output.parent.rmdir()
+
+
 def start(cfg: DictConfig) -> float | None:
     from kd.check import check_before_loading
 
+    cfg = own_paths(cfg)
     if cfg.resume is not None:
-        lines = [line.lstrip("+~").partition("=")[0] for line in HydraConfig.get().overrides.task]
-        cfg = resume.stored(Path(cfg.resume).expanduser().resolve(), cfg, [line for line in lines if line != "resume"])
+        lines = list(HydraConfig.get().overrides.task)
+        cfg = resume.stored(Path(cfg.resume).expanduser().resolve(), cfg, resume.keys(lines))
     elif in_sweep() and "wandb" in (cfg.logger or ()) and cfg.logger.wandb.group is None:
         cfg.logger.wandb.group = "/".join(Path(HydraConfig.get().sweep.dir).resolve().parts[-2:])  # with the date
     check_before_loading(cfg)
     if in_sweep() and started_together() == 1 and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
         return in_a_process(cfg)
     names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
-    print("kd: {} to {} by {}, quantization {}, on {}".format(*names), flush=True)  # torch takes its seconds
+    what = "kd: {} to {} by {}, quantization {}, on {}".format(*names)
+    job = f"Job {HydraConfig.get().job.num}, {swept()}. " if in_sweep() else ""
+    print(f"{job}{what}", flush=True)  # torch takes its seconds
     silence()
     from kd.run import train
 
@@ -97,6 +120,25 @@ def start(cfg: DictConfig) -> float | None:
     if rank() == 0:
         (Path(cfg.paths.output) / FAILED).unlink(missing_ok=True)  # of an earlier try
     return score
+
+
+def own_paths(cfg: DictConfig) -> DictConfig:
+    """The user's files and directories by their whole paths, so that a run can be resumed from anywhere."""
+    places = ["teacher.weights", "student.weights"]
+    if cfg.data.name == "files":
+        places += ["data.train", "data.validation", "data.test"]
+    if cfg.data.name == "hub":
+        places += ["data.id"]
+    for key in places:
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str) and Path(value).expanduser().exists():
+            OmegaConf.update(cfg, key, str(Path(value).expanduser().resolve()))
+    return cfg
+
+
+def swept() -> str:
+    """What sets this job of a sweep apart: what the sweep's own command line does not have word for word."""
+    return " ".join(line for line in HydraConfig.get().overrides.task if line not in sys.argv) or "alone"
 
 
 def started_together() -> int:
@@ -120,16 +162,21 @@ def in_a_process(cfg: DictConfig) -> float | None:
             code = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
-    if code == SIGTERM_CODE:
-        sys.exit(SIGTERM_CODE)
+    if code in STOPPED:
+        sys.exit(code)
     if code == 0:
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
         return float(report["models"]["student"]["validation"][report["select"]])
     reason = output / FAILED
-    FAILURES[output.name] = (
-        reason.read_text(encoding="utf-8").strip() if reason.is_file() else f"it ended with exit code {code}"
-    )
+    text = reason.read_text(encoding="utf-8").strip() if reason.is_file() else f"it ended with exit code {code}"
+    note_failure(output, f"{swept()}: {text}")
     return None
+
+
+def note_failure(output: Path, text: str) -> None:
+    FAILURES[output.name] = text
+    with contextlib.suppress(OSError):  # the disk may be full
+        (output / FAILED).write_text(text + "\n", encoding="utf-8")
 
 
 def failed(cfg: DictConfig, error: Exception, text: str | None) -> None:
@@ -138,16 +185,18 @@ def failed(cfg: DictConfig, error: Exception, text: str | None) -> None:
         traceback.print_exception(error)
     text = text or f"{type(error).__name__}: {error}"
     output = Path(cfg.paths.output)
-    if not isinstance(error, OccupiedError) and rank() == 0 and (in_sweep() or (output / "config.yaml").is_file()):
-        with contextlib.suppress(OSError):  # the disk may be full; FAILURES knows it, too
-            (output / FAILED).write_text(text + "\n", encoding="utf-8")
+    mine = not isinstance(error, OccupiedError) and rank() == 0
     if in_sweep():
-        print(f"\nRun {output.name} failed: {text}\n", file=sys.stderr)
+        text = f"{swept()}: {text}"
+        print(f"\nRun {output.name} failed. {text}\n", file=sys.stderr)
         FAILURES[output.name] = text
+        if mine:
+            note_failure(output, text)
         return
+    if mine and (output / "config.yaml").is_file():
+        note_failure(output, text)
     print(f"\n{text}", file=sys.stderr)
-    with contextlib.suppress(OSError):
-        output.rmdir()  # hydra made it; leave none behind that is empty
+    remove_if_empty(output)
     if rank() > 0:
         time.sleep(FIRST_RANK_SECONDS)
     sys.exit(1)
@@ -179,7 +228,7 @@ def end_of_sweep() -> int:
     finished = {path.parent for path in directory.rglob("report.json")}
     begun = {path.parent for path in directory.rglob("config.yaml")}
     failures |= {run.name: "it left no report" for run in begun - finished if run.name not in failures}
-    print(f"\nSweep: {len(finished)} runs finished, {len(failures)} failed, in {directory}")
+    print(f"\nSweep: {len(finished)} run{'s' * (len(finished) != 1)} finished, {len(failures)} failed, in {directory}")
     for name, text in sorted(failures.items()):
         print(f"  {name}: {text.splitlines()[0]}")
     search = directory / "optimization_results.yaml"  # of Optuna

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from kd.errors import UserError, nearest
+from kd.errors import UserError
 from kd.tables import Table
 
 WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0*)?")  # 007 is a code, not a number
@@ -116,6 +116,6 @@ def rename(found: list[str], classes: Sequence[str] | None, names: list[str]) ->
         return dict(zip(old, names, strict=True))
     absent = [text for text in found if text not in names]
     raise UserError(
-        f"data.label_names={names} lacks the label {absent[0]!r} of the data.{nearest(absent[0], names)} The data have "
+        f"data.label_names={names} lacks the label {absent[0]!r} of the data. The data have "
         f"{', '.join(found)}: list each of them once."
     )

@@ -1,4 +1,4 @@
-"""When the state of a training is saved: now and then and at SIGTERM; and how it is put back, bit by bit."""
+"""When the state of a training is saved: now and then and when asked to stop; and how it is put back, bit by bit."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from kd.callbacks import LossWatch
 from kd.checkpoint import drop_kept, find_best, keep_best, random_state, restore_random_state
 from kd.errors import Preempted, UserError
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GO_ON, SAVE, LEAVE = 0, 1, 2  # what the ranks agree on; the highest wish wins
 
 
 class LastState(Callback):
-    """Saves ``last.ckpt`` every so many seconds and at SIGTERM, and puts back what Lightning leaves out.
+    """Saves ``last.ckpt`` now and then and when asked to stop, and puts back what Lightning leaves out.
 
     Lightning's checkpoint holds the weights, the optimizer, the schedule, the counters and the states of callbacks;
     here the random generators of every rank are added, and the key of the configuration. It is saved after an
-    optimizer step that is followed by another one in its epoch, and at SIGTERM also after an epoch: from an epoch's
-    last step Lightning would go on without that epoch's validation.
+    optimizer step that is followed by another one in its epoch, and when asked to stop (SIGTERM, Ctrl-C) also after
+    an epoch: from an epoch's last step Lightning would go on without that epoch's validation.
 
     Args:
         path: of the checkpoint.
@@ -41,27 +42,32 @@ class LastState(Callback):
         self.key = key
         self.saved = time.monotonic()
         self.step = self.asked_step = self.saved_step = 0  # done; when the ranks asked each other; in last.ckpt
-        self.saving = self.terminated = False
+        self.saving = False
+        self.stopped_by = 0  # the number of a signal
         self.found: list[dict[str, Any]] | None = None  # random states to be put back
         self.unlogged: dict[str, float] = {}  # the last step's metrics, where Lightning logs them after the saving
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """For the time of a fit. What happened at SIGTERM before is what happens after it."""
-        before = signal.getsignal(signal.SIGTERM)
+        """For the time of a fit. What happened at a signal before is what happens after it."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             yield
         finally:
             if is_main_thread():
-                signal.signal(signal.SIGTERM, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
-    def note(self, *_: Any) -> None:
-        self.terminated = True
+    def note(self, number: int, _frame: Any) -> None:
+        if self.stopped_by == number == signal.SIGINT:
+            raise KeyboardInterrupt  # pressed again: at once
+        self.stopped_by = number
 
     def leave_if_asked(self) -> None:
-        """After the fit: it is too late to save again, but what follows takes long."""
-        if max(gathered(self.terminated)):
-            raise Preempted(self.saved_step)
+        """After saving; also after the fit, where it is too late for that, but what follows takes long."""
+        number = max(gathered(self.stopped_by))
+        if number:
+            raise Preempted(self.saved_step, number)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         keys = gathered(self.key)
@@ -70,7 +76,8 @@ class LastState(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if is_main_thread():  # after Lightning has set its own handler, under which several ranks hang
-            signal.signal(signal.SIGTERM, self.note)
+            for number in SIGNALS:
+                signal.signal(number, self.note)
         self.step = self.asked_step = self.saved_step = trainer.global_step
         if self.unlogged:
             for logger in trainer.loggers:
@@ -91,18 +98,18 @@ class LastState(Callback):
             self.unlogged = step_metrics(trainer)
             self.save(trainer, pl_module)
         if wish == LEAVE:
-            raise Preempted(self.saved_step)
+            self.leave_if_asked()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if max(gathered(self.terminated)) and trainer.global_step != trainer.max_steps:
+        if max(gathered(self.stopped_by)) and trainer.global_step != trainer.max_steps:
             self.step, self.unlogged = trainer.global_step, {}
             self.save(trainer, pl_module)
-            raise Preempted(self.saved_step)
+            self.leave_if_asked()
 
     def agreed(self, trainer: L.Trainer) -> int:
         """What all ranks do now. Several of them ask each other no oftener than they log: it costs a message."""
         due = time.monotonic() - self.saved >= self.every_seconds
-        wish = LEAVE if self.terminated else SAVE if due else GO_ON
+        wish = LEAVE if self.stopped_by else SAVE if due else GO_ON
         if trainer.world_size == 1:
             return wish
         if self.every_seconds > 0 and self.step - self.asked_step < trainer.log_every_n_steps:  # type: ignore[attr-defined]

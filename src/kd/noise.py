@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 
 QUIET = (
     "torchao", "torch.utils._pytree", "lightning.pytorch", "lightning.fabric", "lightning_fabric", "datasets",
@@ -20,6 +22,21 @@ def silence() -> None:
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """The same for the time of a block, in a program that is not ours."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    silence_transformers()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def silence_transformers() -> None:

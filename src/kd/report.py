@@ -111,7 +111,9 @@ def take_turns(calls: Sequence[Callable[[], float]], seconds: float, title: str)
     end = time.perf_counter() + seconds
     for call in calls:
         call()  # the first one is slower
-    with tqdm(total=round(seconds), desc=f"Measuring {title}", unit="s", leave=False) as bar:
+    with tqdm(
+        total=round(seconds), desc=f"Measuring {title}", leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}|"
+    ) as bar:
         while not times[0] or (time.perf_counter() < end and len(times[0]) < 1000):
             for call, spent in zip(calls, times, strict=True):
                 spent.append(call())
@@ -126,12 +128,16 @@ def sentence(report: dict[str, Any]) -> str:
     names = list(models)
     student, last = models["student"], models[names[-1]]
     split = scored(student)
+    ratio = models["teacher"]["weights_bytes"] / student["weights_bytes"]
+    size = f"{ratio:.1f} times fewer" if ratio >= 1 else f"{1 / ratio:.1f} times more"
     text = (
-        f"The student keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select} with "
-        f"{models['teacher']['weights_bytes'] / student['weights_bytes']:.1f} times fewer bytes of weights."
+        f"The student keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select} with {size} "
+        f"bytes of weights; {split} has {report['rows'][split]} rows."
     )
     if not report["teacher_beats_chance"]:
         text = "The teacher does not beat guessing, so retention and agreement say nothing."
+    elif not report["student_beats_chance"]:
+        text = f"The student does not beat guessing: it has learned nothing that {split} shows. Train it longer."
     if last is student:
         return text
     change = 100 * (last[split][select] - student[split][select])

@@ -45,6 +45,12 @@ def directory_of(overrides: list[str]) -> Path | None:
     return directory
 
 
+def keys(lines: list[str]) -> list[str]:
+    """What a command line names, without ``resume`` itself."""
+    found = [line.lstrip("+~").partition("=")[0] for line in lines]
+    return [key for key in found if key != "resume"]
+
+
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """What determines the figures of a run: the resolved configuration without HARMLESS."""
     settings = OmegaConf.to_container(cfg, resolve=True)

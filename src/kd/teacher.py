@@ -163,19 +163,24 @@ def check_labels(model: Any, task: Task, gate: bool) -> None:
     name_labels(model, task)
 
 
-def check_score(score: float, labels: Tensor, task: Task, gate: bool) -> bool:
+def beats_chance(score: float, labels: Tensor, task: Task) -> bool:
+    return wilson_interval(score, len(labels))[0] > task.chance(labels)[0]
+
+
+def check_score(score: float, labels: Tensor, task: Task, gate: bool, max_steps: int = -1) -> bool:
     """The gate: whether the teacher beats the score that needs no model, beyond chance. Raises if it must."""
+    if beats_chance(score, labels, task):
+        return True
     chance, meaning = task.chance(labels)
     low, high = wilson_interval(score, len(labels))
-    if low > chance:
-        return True
+    longer = f"teacher.fine_tune.max_steps={max_steps} ended it" if max_steps > 0 else "teacher.fine_tune.epochs"
     text = (
         f"The teacher's validation {task.select} is {score:.4f} (95 % interval {low:.4f} to {high:.4f} on "
         f"{len(labels)} rows); {meaning} gives {chance:.4f}."
     )
     if gate:
         raise UserError(
-            f"{text} It has nothing to teach. Train it longer (teacher.fine_tune.epochs, .lr, data.limit), take "
+            f"{text} It has nothing to teach. Train it longer ({longer}; .lr, data.limit), take "
             "another one, or teacher.gate=false to go on all the same."
         )
     print(f"{text} Going on, for teacher.gate=false.")

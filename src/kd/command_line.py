@@ -1,0 +1,206 @@
+"""The command line: composed, and slips in it answered with the nearest name.
+
+Only hydra is imported here, so that a misspelled name is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.architecture import as_conf
+from kd.errors import UserError, nearest
+from kd.tables import stem_of
+
+NARROW = 768
+OPEN = "student.overrides"  # takes keys that no file has
+
+
+def default_lr(student: DictConfig) -> float:
+    """The default learning rate: 5e-5, and 1e-4 for students narrower than BERT-base."""
+    named = student.architecture
+    width = as_conf(student.overrides, named.get("model_type", "")).get("hidden_size", named.hidden_size)
+    return 1e-4 if int(width) < NARROW else 5e-5
+
+
+def data_name(kind: str, *parts: Any) -> str:
+    """What a run on somebody's own data is called: ``files-reviews`` for data.train=some/reviews.csv."""
+    stems = [re.sub(r"[^\w.]+", "_", stem_of(Path(str(part)))) for part in parts if part is not None]
+    return "-".join([kind, *stems])[:60]  # W&B's tags end at 64
+
+
+OmegaConf.register_new_resolver("default_lr", default_lr, replace=True)
+OmegaConf.register_new_resolver("data_name", data_name, replace=True)
+
+
+def conf_dir() -> Path:
+    """``conf/`` beside train.py in a checkout, inside the package in an installed wheel."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def forced(lines: list[str]) -> list[str]:
+    """``student.overrides.ANY=VALUE`` as hydra wants it: a key that is new must be forced in."""
+    return [f"++{line}" if re.match(rf"{re.escape(OPEN)}[.=]", line) else line for line in lines]
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose("config", forced(overrides))
+
+
+def options(group: str) -> list[str]:
+    """The files of a config group, by name."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def flat(node: Any, prefix: str = "", opened: bool = False) -> Iterator[tuple[str, Any, bool]]:
+    """``(dotted key, value, is it an argument of a _target_)`` for every leaf and every inner node."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        yield name, value, opened
+        if isinstance(value, dict):
+            yield from flat(value, f"{name}.", "_target_" in value)
+
+
+def is_group(key: str) -> bool:
+    return (conf_dir() / key).is_dir()
+
+
+def variants(overrides: list[Override]) -> Iterator[list[Override]]:
+    """The overrides of single runs that together hold every choice of a sweep."""
+    parser = OverridesParser.create()
+    choices = []
+    for override in overrides:
+        if override.is_choice_sweep():
+            lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            choices.append(parser.parse_overrides(lines))
+        elif not override.is_sweep_override():
+            choices.append([override])
+    for i in range(max((len(choice) for choice in choices), default=1)):
+        yield [choice[min(i, len(choice) - 1)] for choice in choices]
+
+
+def check_groups(overrides: list[Override]) -> None:
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if key == "model":
+            raise UserError(f"{override.input_line}: name the two models, teacher={value} or student={value}.")
+        if isinstance(value, dict):
+            raise UserError(
+                f"{override.input_line}: name a file of conf/{key}/, and set its keys singly: {key}.KEY=VALUE."
+            )
+        if key != "logger" and (isinstance(value, list) or override.is_delete()):
+            raise UserError(
+                f"{override.input_line}: name one {key} ({', '.join(options(key))}); to run several one after another: "
+                f"-m {key}=FIRST,SECOND"
+            )
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            known = options(key)
+            nothing = name is None and (key in ("experiment", "logger") or override.is_delete())
+            if not nothing and str(name) not in known:
+                raise UserError(
+                    f"{key}={name}: there is no {key} of that name.{nearest(str(name), known)} "
+                    f"Known: {', '.join(known)}."
+                )
+
+
+def check_keys(overrides: list[Override], groups: list[str]) -> None:
+    """Every key exists and its value has the type of the default."""
+    base = plain(compose(groups))
+    known = {name: (value, opened) for name, value, opened in flat(base)}
+    top = [name for name in known if "." not in name]
+    for override in overrides:
+        key = override.key_or_group
+        parent = known.get(key.rpartition(".")[0], (None, False))[0]
+        opened = isinstance(parent, dict) and "_target_" in parent and override.is_add()
+        opened = opened or key.startswith(f"{OPEN}.")  # kd.overrides looks at those
+        if key not in known and not opened:
+            hint = elsewhere(key) or nearest(key, known if "." in key else [*top, *known])
+            shown = override.input_line or key
+            raise UserError(f"{shown}: there is no setting {key!r}.{hint} All settings: --cfg job.")
+        if not override.is_delete():
+            check_type(key, override.value(), known.get(key, (None, False))[0])
+
+
+def elsewhere(key: str) -> str:
+    """A hint if another file of the same group has such a setting: student.num_layers is student=layers' own."""
+    group, _, rest = key.partition(".")
+    having: dict[str, list[str]] = {}
+    for name in options(group):
+        loaded = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+        keys = [key for key, _, _ in flat(plain(loaded))] if isinstance(loaded, DictConfig) else []
+        for close in difflib.get_close_matches(rest, keys, n=1, cutoff=0.8):
+            having.setdefault(close, []).append(f"{group}={name}")
+    if not having:
+        return ""
+    close = difflib.get_close_matches(rest, having, n=1, cutoff=0.0)[0]
+    return f" {', '.join(having[close])} {'have' if len(having[close]) > 1 else 'has'} {group}.{close}."
+
+
+def check_type(key: str, value: Any, default: Any) -> None:
+    if (isinstance(default, str) and default.startswith("${")) or default is None:
+        return
+    wanted: tuple[type, ...] = (type(default),)
+    word = {bool: "true or false", int: "a whole number", float: "a number", dict: "a group of settings"}
+    if isinstance(default, float):
+        wanted = (float, int)
+    if type(default) in word and (not isinstance(value, wanted) or (type(value) is bool) != (wanted[0] is bool)):
+        raise UserError(f"{key}={value}: {key} is {word[type(default)]}, its default is {str(default).lower()}.")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def parsed_lines(lines: list[str], multirun: bool) -> list[Override]:
+    """Raises UserError for what is no override, and for several values where there is one run."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(forced(lines))
+    except HydraException as error:
+        broken = str(error).splitlines()[0]
+        raise UserError(
+            f"The command line does not compose: {broken}. Settings are KEY=VALUE without blanks; a list or a text "
+            "with blanks stands in quotes: 'student.keep=[1,3,5]'."
+        ) from error
+    several = [o for o in parsed if o.is_sweep_override()]
+    if several and not multirun:
+        raise UserError(
+            f"{several[0].input_line} gives several values: -m runs one job for each (python train.py -m ...); one "
+            f"value with a comma in it stands in quotes: '{several[0].key_or_group}=\"A,B\"'."
+        )
+    return [o for o in parsed if not o.key_or_group.startswith("hydra")]
+
+
+def check_command_line(lines: list[str], multirun: bool = True) -> None:
+    """Raises UserError for a group, key or value that does not exist, naming the nearest that does."""
+    from kd.check import check_values
+
+    parsed = parsed_lines(lines, multirun)
+    try:
+        for single in variants(parsed):
+            groups = [o for o in single if is_group(o.key_or_group)]
+            check_groups(groups)
+            group_lines = [str(o.input_line) for o in groups]
+            check_keys([o for o in single if o not in groups], group_lines)
+            base = {name for name, _, _ in flat(plain(compose(group_lines)))}
+            cfg = compose([str(o.input_line) for o in single])
+            for name, _, opened in flat(plain(cfg)):
+                if name not in base and not opened and not name.startswith(f"{OPEN}."):
+                    raise UserError(f"There is no setting {name!r}.{nearest(name, base)}")
+            check_values(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"The command line does not compose: {error}") from error

@@ -1,0 +1,89 @@
+"""What a run leaves: the artefacts, read back and measured, and the report."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+import kd
+from kd import artefact, models, report
+from kd.callbacks import QuantizationCallback
+from kd.datamodule import TextDataModule
+from kd.fit import Fitted
+from kd.pair import Pair
+from kd.sources import TextData
+from kd.store import write_text
+from kd.tasks import Task
+from kd.teacher import beats_chance
+
+SHOWN = 10  # labels in the line about the data
+
+
+def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: TextData) -> report.Entry:
+    size = artefact.save_float(
+        output / "student", student, pair.tokenizers["student"], cfg.data.max_length, data.text_columns
+    )
+    return report.Entry("student", student, "student", size, models.parameter_count(student))
+
+
+def save_converted(
+    output: Path, callback: QuantizationCallback, pair: Pair, cfg: DictConfig, data: TextData, parameters: int
+) -> report.Entry:
+    """Saves the converted model and measures from now on what was read back, not what was in memory."""
+    assert callback.summary is not None
+    name = f"student-{callback.settings.name}"
+    size = artefact.save_quantized(
+        output / name, callback.converted, pair.tokenizers["student"], cfg.data.max_length, callback.settings,
+        callback.summary, data.text_columns,
+    )  # fmt: skip
+    print(f"{name}: {callback.summary}")
+    return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
+
+
+def finish_report(
+    cfg: DictConfig, entries: list[report.Entry], rows: TextDataModule, task: Task, fitted: Fitted,
+    callback: QuantizationCallback | None, device: torch.device, teacher_beats_chance: bool,
+) -> dict[str, Any]:  # fmt: skip
+    report.score(entries, rows, task, device)
+    if cfg.report.measure:
+        report.measure(entries, cfg.report.measure_seconds)
+    for entry in entries:
+        entry.figures |= {"parameters": entry.parameters, "weights_bytes": entry.weights_bytes}
+    threads = torch.get_num_threads()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    student = entries[1].figures
+    finished = {
+        "title": f"{cfg.teacher.name} to {cfg.student.name} by {cfg.method.name}, {cfg.quant.name}, on {cfg.data.name}",
+        "select": task.select,
+        "teacher_beats_chance": teacher_beats_chance,
+        "student_beats_chance": beats_chance(
+            student["validation"][task.select], rows.splits["validation"].labels, task
+        ),
+        "rows": {name: len(split) for name, split in rows.splits.items()},
+        "models": {entry.name: entry.figures for entry in entries},
+        "pairs": len(rows.data.text_columns) == 2,
+        "quantization": str(callback.summary) if callback else "none",
+        "about": {
+            "kd": kd.__version__,
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}",
+            "seed": cfg.seed,
+            "rows": ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items()),
+            "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
+            "peak memory": f"{memory / 1e9:.2f} GB",
+        },
+        "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
+    }
+    output = Path(cfg.paths.output)
+    for entry in entries[1:]:
+        write_text(output / entry.name / "README.md", report.model_card(finished, entry.name))
+    report.write(finished, fitted.curves, output)
+    print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")
+    print(f"Peak memory {memory / 1e9:.2f} GB. Everything is in {output}")
+    return finished

@@ -1,0 +1,135 @@
+"""Teacher and student: where their weights and tokenizers come from, and how they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+
+from kd import loggers, models
+from kd.architecture import SHAPE, architecture, as_conf, container, student_keep
+from kd.build import refuse_token_level
+from kd.datamodule import TextDataModule, tokenizer_key
+from kd.errors import UserError
+from kd.fit import FitSettings
+from kd.losses import Loss
+from kd.sources import TextData
+from kd.store import Wanted, content_key, directory_hash, fetch
+from kd.tasks import Task
+from kd.teacher import FineTune, check_labels, fine_tuned
+
+SHOWN = 10  # labels in the line about the data
+
+
+@dataclass
+class Pair:
+    """Where teacher and student come from, and what each reads with."""
+
+    directories: dict[str, Path | None]
+    tokenizers: dict[str, Any]
+
+
+def find_pair(cfg: DictConfig, data: TextData) -> Pair:
+    directories: dict[str, Path | None] = {}
+    for role in ("teacher", "student"):
+        node = cfg[role]
+        if node.weights in ("random", "teacher"):
+            directories[role] = None
+        elif node.weights == "pretrained":
+            store = Path(cfg.paths.store).expanduser()
+            directories[role] = fetch(Wanted("model", node.name, node.hub_id, store))
+        else:
+            directories[role] = Path(node.weights).expanduser()
+    own: dict[str, Any] = {role: models.load_tokenizer(path) if path else None for role, path in directories.items()}
+    teacher = own["teacher"] or data.tokenizer or own["student"]
+    student = own["student"] or teacher  # they read alike where they can
+    if cfg.student.weights == "random" and len(student) > architecture(cfg, "student")["vocab_size"]:
+        student = data.tokenizer or student
+    return Pair(
+        directories,
+        {
+            role: models.tokenizer_for(architecture(cfg, role)["model_type"], tokenizer)
+            for role, tokenizer in (("student", student), ("teacher", teacher))
+        },
+    )
+
+
+def check_token_level(losses: dict[str, Loss], pair: Pair) -> None:
+    """States of single tokens can be compared only if both models read the same tokens."""
+    student, teacher = (tokenizer_key(pair.tokenizers[role], inputs=False) for role in ("student", "teacher"))
+    if student != teacher:
+        refuse_token_level(losses)
+
+
+def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path) -> TextDataModule:
+    """The training rows as the teacher reads them."""
+    tune = cfg.teacher.fine_tune
+    return TextDataModule(
+        data, {"student": pair.tokenizers["teacher"]}, cache, tune.batch_size, cfg.data.max_length, cfg.data.limit,
+        cfg.data.num_workers, tune.seed,
+    )  # fmt: skip
+
+
+def make_teacher(
+    cfg: DictConfig, data: TextData, pair: Pair, task: Task, settings: FitSettings, cache: Path, logs: loggers.Logs
+) -> Any:
+    """Loads or fine-tunes the teacher; its head has the data's labels in the data's order."""
+    node, directory = cfg.teacher, pair.directories["teacher"]
+    tune = FineTune(**container(node.fine_tune))
+    L.seed_everything(tune.seed, verbose=False)
+    if directory is None:
+        loaded = models.Loaded(models.random_model(container(node.architecture), task), has_head=False)
+        identity = content_key(random=container(node.architecture), seed=tune.seed)
+    else:
+        loaded = models.load_model(directory, task)
+        identity = directory_hash(directory)
+        check_architecture("teacher", node, loaded.model)
+    if loaded.has_head and tune.when != "always":
+        check_labels(loaded.model, task, node.gate)
+        return loaded.model
+    if loaded.has_head:  # trained anew from the head it has
+        check_labels(loaded.model, task, gate=False)
+    models.check_vocabulary("teacher", pair.tokenizers["teacher"], loaded.model.config)
+    if not tune.wanted(loaded.has_head, node.weights):
+        return loaded.model
+    rows = teacher_data(cfg, data, pair, cache)
+    return fine_tuned(
+        loaded, identity, node.name, pair.tokenizers["teacher"], task, rows, tune, settings, cache,
+        lambda done: logs.open("teacher", done),
+    )  # fmt: skip
+
+
+def check_architecture(role: str, node: DictConfig, model: Any) -> None:
+    found = as_conf(model.config.to_dict(), model.config.model_type)
+    for key in SHAPE:
+        if found[key] != node.architecture[key]:
+            raise UserError(
+                f"{role}={node.name} should have {key}={node.architecture[key]}, but the files found under that name "
+                f"have {found[key]}: another model lies there."
+            )
+
+
+def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
+    L.seed_everything(cfg.seed, verbose=False)  # the same start for every method
+    directory = pair.directories["student"]
+    if cfg.student.name == "layers":
+        student = models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)
+    elif directory is None:
+        student = models.random_model(architecture(cfg, "student"), task)
+    else:
+        loaded = models.load_model(directory, task)
+        student = loaded.model
+        check_architecture("student", cfg.student, student)
+        if loaded.has_head and not models.reorder_labels(student, task):
+            raise UserError(
+                f"student.weights={directory} has a head with other labels than the data: remove the head or take "
+                "other weights."
+            )
+    if cfg.student.name != "layers":
+        models.check_vocabulary("student", pair.tokenizers["student"], student.config)
+    if cfg.student.overrides and cfg.student.weights != "random":
+        student = models.with_fields(student, architecture(cfg, "student"))
+    return student
