@@ -29,7 +29,13 @@ def report(latency: float | None = None) -> dict[str, Any]:
         "teacher": figures(0.9, 4_000_000, 2.0), "student": figures(0.88, 2_000_000, 1.0),
         "student-int8": figures(0.87, 500_000, latency),
     }  # fmt: skip
-    return {"select": "accuracy", "models": models, "teacher_beats_chance": True, "student_beats_chance": True, "rows": {"test": 100}}
+    return {
+        "select": "accuracy",
+        "models": models,
+        "teacher_beats_chance": True,
+        "student_beats_chance": True,
+        "rows": {"test": 100},
+    }
 
 
 def test_the_table_shows_what_was_not_measured_as_a_dash() -> None:

@@ -53,21 +53,29 @@ def test_two_ranks_are_one_rank_with_the_double_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    sweep = tmp_path / "mine"
+def test_jobs_that_fail_do_not_stop_the_others(tmp_path: Path) -> None:
+    """On one device, in the sweep's own process, and on two, where a rank that fails must not take the sweep along."""
+    sweep = tmp_path / "runs" / "mine"
     done = train(
         tmp_path, "-m", *SMALL, "quant=none", "report.measure=false", "trainer.max_epochs=1", "optimizer.lr=1e9,1e-3",
-        f"hydra.sweep.dir={sweep}",
+        "trainer=cpu,ddp", "trainer.accelerator=cpu", f"hydra.sweep.dir={sweep}",
     )  # fmt: skip
-    assert done.returncode == 1
-    assert "1 runs finished, 1 failed" in done.stdout
+    assert done.returncode == 1, done.stderr
+    assert "Sweep: 2 runs finished, 2 failed" in done.stdout
     assert "Traceback" not in done.stderr
-    assert done.stdout.count("fine-tuned in") == 1  # one teacher for both
-    bad, good = sorted(path for path in sweep.iterdir() if path.is_dir())
-    assert "was not a finite number" in (bad / "error.txt").read_text()
-    assert (good / "report.json").is_file()
-    for run in (bad, good):
-        assert OmegaConf.load(run / "config.yaml").logger.wandb.group == "mine"
+    assert done.stdout.count("fine-tuned in") == 1  # one teacher for all
+    runs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert len(runs) == 4
+    for run, trainer in zip(runs[:2], ("cpu", "ddp"), strict=True):
+        reason = (run / "error.txt").read_text()
+        assert "was not a finite number" in reason
+        assert f"optimizer.lr=1e9 trainer={trainer}: " in done.stdout
+        assert not (run / "report.json").exists()
+    for run in runs[2:]:
+        assert (run / "report.json").is_file()
+        assert not (run / "error.txt").exists()
+    for run in runs:
+        assert OmegaConf.load(run / "config.yaml").logger.wandb.group == "runs/mine"
         assert list((run / "wandb").glob("offline-run-*"))
 
 
