@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -137,8 +138,12 @@ def own_paths(cfg: DictConfig) -> DictConfig:
 
 
 def swept() -> str:
-    """What sets this job of a sweep apart: what the sweep's own command line does not have word for word."""
-    return " ".join(line for line in HydraConfig.get().overrides.task if line not in sys.argv) or "alone"
+    """What sets this job of a sweep apart: the settings for which the command line has several values."""
+    lines = [line for line in sys.argv[1:] if "=" in line and not line.startswith("-")]
+    several = {o.key_or_group for o in OverridesParser.create().parse_overrides(lines) if o.is_sweep_override()}
+    task = list(HydraConfig.get().overrides.task)
+    found = [line for line in task if line.lstrip("+~").partition("=")[0] in several]
+    return " ".join(found or task)  # a worker of joblib has another command line
 
 
 def started_together() -> int:
