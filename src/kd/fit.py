@@ -78,6 +78,28 @@ def no_rank_left_behind(trainer: L.Trainer) -> Iterator[None]:
         raise
 
 
+def make_trainer(
+    settings: FitSettings, data: TextDataModule, directory: Path, loggers: Sequence[Any], callbacks: Sequence[Callback]
+) -> tuple[L.Trainer, int]:
+    """The trainer, and how many optimizer steps it will make."""
+    trainer = L.Trainer(
+        **settings.trainer,
+        default_root_dir=directory,
+        logger=list(loggers) or False,
+        callbacks=list(callbacks),
+        plugins=[WholeFiles()],
+        use_distributed_sampler=False,  # Batches deals the rows out itself
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    steps = optimizer_steps(trainer, data)
+    # a short run's curve has some twenty points
+    interval = max(1, min(int(settings.trainer["log_every_n_steps"]), steps // 20))
+    trainer.log_every_n_steps = interval  # type: ignore[attr-defined]
+    return trainer, steps
+
+
 def fit(
     student: Any,
     task: Task,
@@ -96,28 +118,15 @@ def fit(
     Goes on from ``directory/checkpoints/last.ckpt`` if an earlier process left one of the same ``key``.
     """
     L.seed_everything(settings.seed, verbose=False)
-    watch = LossWatch()
-    best = ModelCheckpoint(
-        directory / "checkpoints", filename="best-step{step}", auto_insert_metric_name=False,
-        monitor=f"val/{task.select}", mode="max", save_weights_only=True, enable_version_counter=False,
-    )  # fmt: skip
-    last = directory / "checkpoints" / LAST
+    checkpoints = directory / "checkpoints"
+    last, watch = checkpoints / LAST, LossWatch()
     state = LastState(last, settings.checkpoint_seconds, key)
-    trainer = L.Trainer(
-        **settings.trainer,
-        default_root_dir=directory,
-        logger=list(loggers) or False,
-        callbacks=[Progress(title), watch, state, best, ValidateLastStep(), RestoreBest(), *callbacks],
-        plugins=[WholeFiles()],
-        use_distributed_sampler=False,  # Batches deals the rows out itself
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    steps = optimizer_steps(trainer, data)
-    # a short run's curve has some twenty points
-    interval = max(1, min(int(settings.trainer["log_every_n_steps"]), steps // 20))
-    trainer.log_every_n_steps = interval  # type: ignore[attr-defined]
+    best = ModelCheckpoint(
+        checkpoints, filename="best-step{step}", auto_insert_metric_name=False, monitor=f"val/{task.select}",
+        mode="max", save_weights_only=True, enable_version_counter=False,
+    )  # fmt: skip
+    own = [Progress(title), watch, state, best, ValidateLastStep(), RestoreBest()]
+    trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])
     module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps)
     if last.is_file():
         check(last, key, trainer.world_size)

@@ -58,6 +58,24 @@ def teacher_key(
     )  # fmt: skip
 
 
+def own_settings(settings: FitSettings, tune: FineTune) -> FitSettings:
+    """On one device, before any other rank exists: the others will find the teacher in the cache."""
+    options = {
+        "max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1, "devices": 1,
+        "num_nodes": 1, "strategy": "auto",
+    }  # fmt: skip
+    optimizer = functools.partial(settings.optimizer, lr=tune.lr)
+    return replace(settings, seed=tune.seed, optimizer=optimizer, trainer=settings.trainer | options)
+
+
+def wait_for_first_rank(kept: Path) -> None:
+    """torchrun starts all ranks at once; one of them fine-tunes."""
+    if rank() > 0 and not (kept / "kd.json").is_file():
+        print(f"Rank {rank()} waits for the first one to fine-tune the teacher, {kept}", file=sys.stderr)
+        while not (kept / "kd.json").is_file():
+            time.sleep(1.0)
+
+
 def fine_tuned(
     loaded: Loaded, identity: str, name: str, tokenizer: Any, task: Task, data: TextDataModule, tune: FineTune,
     settings: FitSettings, cache: Path, loggers: Callable[[int], Sequence[Any]],
@@ -66,24 +84,10 @@ def fine_tuned(
 
     ``data`` is the teacher's own; ``loggers`` is called with the number of steps that were logged before.
     """
-    settings = replace(
-        settings,
-        seed=tune.seed,
-        optimizer=functools.partial(settings.optimizer, lr=tune.lr),
-        trainer=settings.trainer
-        | {"max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1}
-        | {
-            "devices": 1,
-            "num_nodes": 1,
-            "strategy": "auto",
-        },  # before any other rank exists: the others will find it in the cache
-    )
+    settings = own_settings(settings, tune)
     key = teacher_key(identity, tokenizer, data, task, tune, settings)
     kept = cache / "teachers" / f"{name}-{data.data.name}-{key}"
-    if rank() > 0 and not (kept / "kd.json").is_file():  # torchrun starts all ranks at once: the first one does it
-        print(f"Rank {rank()} waits for the first one to fine-tune the teacher, {kept}", file=sys.stderr)
-        while not (kept / "kd.json").is_file():
-            time.sleep(1.0)
+    wait_for_first_rank(kept)
     with locked(kept, f"Teacher: waiting for another run that fine-tunes the same one, {kept}"):
         model = earlier(kept, task)
         if model is not None:
