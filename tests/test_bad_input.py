@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -149,9 +148,7 @@ def answer(said: str, errors: str, directory: Path, code: int) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if code:
-        lines = [
-            line for line in errors.replace("\r", "\n").splitlines() if "step/s" not in line and "batch/s" not in line
-        ]
+        lines = [line for line in errors.replace("\r", "\n").splitlines() if "%|" not in line]  # progress bars
         text = "\n".join(lines).strip()
     else:
         text = next(line for line in said.splitlines() if "cannot be read" in line)
@@ -181,7 +178,7 @@ def test_bad_input(
 ) -> None:
     if case.line.endswith("trainer=gpu") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    if "submitit" in case.line and importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
+    if "submitit" in case.line and launch.is_there("hydra_submitit_launcher"):
         pytest.skip("the plugin is there")
     for name, content in case.files.items():
         (workplace / name).write_bytes(content if isinstance(content, bytes) else content.encode())

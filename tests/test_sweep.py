@@ -80,12 +80,12 @@ def test_jobs_that_fail_do_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_plugins_that_are_missing_or_search_for_the_worst_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("kd.launch.is_there", lambda _plugin: False)
     with pytest.raises(UserError, match=r"pip install -e '\.\[optuna\]'"):
         check_plugins(["hydra/sweeper=search"])
     with pytest.raises(UserError, match=r"\[joblib\]"):
         check_plugins(["seed=0,1", "hydra/launcher=joblib"])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("kd.launch.is_there", lambda _plugin: True)
     with pytest.raises(UserError, match="minimizes unless told otherwise"):
         check_plugins(["hydra/sweeper=optuna"])
     check_plugins(["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize"])

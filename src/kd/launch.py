@@ -41,10 +41,17 @@ def resumed(args: Any) -> Path | None:
     return directory
 
 
+def is_there(plugin: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"hydra_plugins.{plugin}") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False
+
+
 def check_plugins(overrides: list[str]) -> None:
     """Sweepers and launchers that are extras are there, and none looks for the worst model."""
     for override, module, extra in PLUGINS:
-        if override in overrides and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
+        if override in overrides and not is_there(module):
             raise UserError(f"{override} needs a plugin: pip install -e '.[{extra}]'")
     if "hydra/sweeper=optuna" in overrides and not any("sweeper.direction=" in line for line in overrides):
         raise UserError(
