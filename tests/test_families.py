@@ -178,7 +178,7 @@ def test_stock_transformers_reads_model_and_tokenizer_of_every_family(family: st
     ("line", "says"),
     [
         ("student=roberta_base student.overrides.pad_token_id=0", "kd sets pad_token_id itself"),
-        ("student=electra_small student.overrides.summary_type=mean", "electra that classifies texts does not use it"),
+        ("student=electra_small student.overrides.summary_type=mean", "electra does not use it to classify"),
         ("student=electra_small student.overrides.embedding_size=64", "fit embedding_size=128 only"),
         ("student=roberta_base student.overrides.type_vocab_size=2", "fit type_vocab_size=1 only"),
         ("student=modernbert_base student.overrides.hidden_dropout_prob=0.0", "bert, roberta, electra has it"),

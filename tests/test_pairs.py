@@ -171,6 +171,7 @@ def test_every_pair_with_every_method_and_quantization() -> None:
         whole = refusal(cfg)  # of which one part looks at the quantization; none looks at the method
         for quant in QUANTS:
             cfg.quant = node("quant", quant)
+            quantization_settings(cfg)
             by_quant[quant] = whole or "".join(quantization_contradictions(cfg))
         for method in METHODS:
             cfg.method = node("method", method)
@@ -180,7 +181,7 @@ def test_every_pair_with_every_method_and_quantization() -> None:
             assert (should in says) if should else not says, (teacher, student, method, quant, says)
             counts[should] += 1
     assert counts.total() == len(PAIRS) * len(METHODS) * len(QUANTS) == 11000
-    assert counts == {"": 5585, TOO_FEW: 20, TOO_DEEP: 570, OTHER_TOKENS: 625}
+    assert counts == {"": 8765, TOO_FEW: 20, TOO_DEEP: 960, OTHER_TOKENS: 1255}
 
 
 def test_what_was_put_together_is_what_composes() -> None:

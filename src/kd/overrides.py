@@ -38,9 +38,7 @@ def check_fields(cfg: DictConfig) -> None:
         if key in fixed:
             raise UserError(f"student.overrides.{key}: kd sets {key} itself, from data, tokenizer and student's name.")
         if key in FAMILIES[model_type].idle:
-            raise UserError(
-                f"student.overrides.{key}: a {model_type} that classifies texts does not use it: leave it out."
-            )
+            raise UserError(f"student.overrides.{key}: {model_type} does not use it to classify texts: leave it out.")
         if key not in own:
             others = [other for other in FAMILIES if key in config_fields(other)[0]]
             hint = f" The config of {', '.join(others)} has it." if others else nearest(key, sorted(own))
