@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from commands import train
 from conftest import architecture
-from tokenizers import ByteLevelBPETokenizer, processors
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, processors
 
 import kd
 from kd import demo
@@ -110,7 +109,8 @@ def test_the_first_token_that_differs_is_named() -> None:
 def test_a_roberta_teaches_a_bert(lines: list[str], tmp_path: Path) -> None:
     done = train(
         tmp_path, *lines, "method=pkd", "quant=int8_qat", "data.max_length=62", "data.source.rows=640",
-        "data.source.scored_rows=200", "teacher.fine_tune.epochs=2", "teacher.fine_tune.lr=1e-3", "trainer.max_epochs=2", "optimizer.lr=1e-3",
+        "data.source.scored_rows=200", "teacher.fine_tune.epochs=2", "teacher.fine_tune.lr=1e-3",
+        "trainer.max_epochs=2", "optimizer.lr=1e-3",
         "teacher.gate=false", "report.measure_seconds=1", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
