@@ -23,7 +23,20 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT.parent / "shared" / "store"
 
 
+# what small models of a family need besides; paddings of other ids, windows shorter than the inputs
+OWN: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "electra": {},
+    "modernbert": {"pad_token_id": 3, "local_attention": 4},
+    "distilbert": {},
+}
+
+
 def architecture(layers: int = 2, width: int = 32, **more: Any) -> dict[str, Any]:
+    more = OWN[more.get("model_type", "bert")] | more
+    if more.get("model_type") == "electra":
+        more = {"embedding_size": width // 2} | more
     return {
         "model_type": "bert", "num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": 2,
         "intermediate_size": 2 * width, "vocab_size": 512, "max_position_embeddings": 64, **more,

@@ -57,7 +57,7 @@ SLIPS = [
     ("data.max_length=1", "take 3 tokens"),
     ("student=bert_medum", "Did you mean 'bert_medium'?"),
     ("student.architecture.num_attention_heads=0", "must be a number above 0"),
-    ("student.architecture.model_type=roberta", "Known: bert, distilbert"),
+    ("student.architecture.model_type=albert", "Known: bert, roberta, electra, modernbert, distilbert"),
     ("student.overide.hidden_act=relu", "Did you mean 'student.overrides'?"),
     ("teacher.overrides.hidden_act=relu", "there is no setting 'teacher.overrides.hidden_act'"),
     ("data=file", "Did you mean 'files'?"),
@@ -137,7 +137,12 @@ def test_choices_exist() -> None:
     """A renamed key would leave its check behind, and the check would pass silently."""
     everything = {
         key
-        for lines in (["student=layers", "method=feature"], ["method=pkd", "data=files"])
+        for lines in (
+            ["student=layers", "method=feature"],
+            ["method=pkd", "data=files"],
+            ["teacher=roberta_base", "student=electra_small"],
+            ["teacher=electra_small", "student=roberta_base"],
+        )
         for key, _, _ in flat(plain(compose(lines)))
     }
     not_in_these = {"quant.group_size", "data.source.rows", "data.source.scored_rows"}

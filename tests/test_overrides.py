@@ -103,7 +103,7 @@ def test_on_layers_of_the_teacher(family: str, field: str) -> None:
     [
         ("student.overrides.hidden_droput_prob=0", "of bert has no such field. Did you mean 'hidden_dropout_prob'?"),
         ("student.overrides.sinusoidal_pos_embds=true", "has no such field. The config of distilbert has it."),
-        ("student=distilbert +student.overrides.hidden_act=relu", "The config of bert has it. Known: activation,"),
+        ("student=distilbert +student.overrides.hidden_act=relu", "The config of bert, roberta, electra has it."),
         ("student.overrides.num_labels=3", "kd sets num_labels itself"),
         ("student.overrides.id2label.0=no", "kd sets id2label itself"),
         ("student.overrides.vocab_size=512", "weights of student=bert_small fit vocab_size=30522 only"),

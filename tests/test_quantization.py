@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, model
+from conftest import OWN, ROOT, model
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -72,8 +72,11 @@ def test_zero_rows_stay_zero() -> None:
 
 @pytest.mark.parametrize("name", ["int8_qat", "int4_qat"])
 @pytest.mark.parametrize(
-    ("family", "head"), [("bert", ["classifier"]), ("distilbert", ["pre_classifier", "classifier"])]
-)
+    ("family", "head"),
+    [("bert", ["classifier"]), ("distilbert", ["pre_classifier", "classifier"]),
+     ("roberta", ["classifier.dense", "classifier.out_proj"]), ("electra", ["classifier.dense", "classifier.out_proj"]),
+     ("modernbert", ["head.dense", "classifier"])],
+)  # fmt: skip
 @torch.no_grad()
 def test_converted_logits_equal_the_trained_ones(name: str, family: str, head: list[str]) -> None:
     student = trained(name, family)
@@ -86,7 +89,7 @@ def test_converted_logits_equal_the_trained_ones(name: str, family: str, head: l
     assert set(plain.state_dict()) == set(student.state_dict()) == float_names
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", list(OWN))
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_reloaded_logits_equal_the_converted_ones(name: str, family: str, tmp_path: Path) -> None:

@@ -23,20 +23,47 @@ class Family:
 
     layers: str  # where the base model keeps its layers
     inputs: tuple[str, ...]  # what it is called with
-    linear: dict[str, str]  # a linear layer that is so wide at its input, for messages
+    linear: dict[str, str]  # a layer of the base model that is so wide at its input, for messages
     fields: dict[str, str] = field(default_factory=dict)  # its own names of config fields, by BERT's
+    shape: tuple[str, ...] = ()  # config fields besides SHAPE that its weights depend on
+    positions_after_padding: bool = False  # the first token's position is the padding's id + 1
+    per_layer: tuple[str, ...] = ()  # config fields that are lists, one entry a layer
+    idle: tuple[str, ...] = ()  # config fields that a classifier does not read
+    bare_first: tuple[str, str] | None = None  # the norm its first layer does without, and the linear layer behind it
 
 
+BERT_LINEAR = {
+    "hidden_size": "encoder.layer.0.attention.self.query",
+    "intermediate_size": "encoder.layer.0.output.dense",
+}
 FAMILIES = {
-    "bert": Family(
+    "bert": Family("encoder.layer", ("input_ids", "token_type_ids", "attention_mask"), BERT_LINEAR),
+    "roberta": Family(
+        "encoder.layer",
+        ("input_ids", "attention_mask"),
+        BERT_LINEAR,
+        shape=("type_vocab_size",),
+        positions_after_padding=True,
+    ),
+    "electra": Family(
         "encoder.layer",
         ("input_ids", "token_type_ids", "attention_mask"),
-        {"hidden_size": "attention.self.query", "intermediate_size": "output.dense"},
+        BERT_LINEAR | {"embedding_size": "embeddings.word_embeddings"},
+        shape=("embedding_size",),
+        idle=("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"),
+    ),
+    "modernbert": Family(
+        "layers",
+        ("input_ids", "attention_mask"),
+        {"hidden_size": "layers.0.attn.Wqkv", "intermediate_size": "layers.0.mlp.Wo"},
+        per_layer=("layer_types",),
+        idle=("decoder_bias", "sparse_prediction", "sparse_pred_ignore_index"),
+        bare_first=("attn_norm", "attn.Wqkv"),
     ),
     "distilbert": Family(
         "transformer.layer",
         ("input_ids", "attention_mask"),
-        {"hidden_size": "attention.q_lin", "intermediate_size": "ffn.lin2"},
+        {"hidden_size": "transformer.layer.0.attention.q_lin", "intermediate_size": "transformer.layer.0.ffn.lin2"},
         {
             "hidden_size": "dim",
             "num_hidden_layers": "n_layers",
@@ -55,6 +82,17 @@ def family(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise UserError(f"model_type={model_type}: kd knows the model types {', '.join(FAMILIES)}.")
     return FAMILIES[model_type]
+
+
+def shape_fields(model_type: str) -> tuple[str, ...]:
+    """The config fields that the weights of such a model depend on, by BERT's names."""
+    return SHAPE + family(model_type).shape
+
+
+def positions(config: Mapping[str, Any]) -> int:
+    """How many tokens a model takes. transformers leaves a RoBERTa's padding id out of its file where it is 1."""
+    first = (config.get("pad_token_id", 1) or 0) + 1 if family(config["model_type"]).positions_after_padding else 0
+    return int(config["max_position_embeddings"]) - first
 
 
 def as_transformers(architecture: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kd import quantization
-from kd.architecture import stored_architecture
+from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
 from kd.noise import quiet_transformers
 from kd.store import ABOUT, new_directory, text_columns, write_text
@@ -134,5 +134,5 @@ def opened(directory: Path) -> Artefact:
             )
         model.eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    positions = int(config.get("max_position_embeddings", 512))
-    return Artefact(model, tokenizer, task, min(int(tokenizer.model_max_length), positions), text_columns(directory))
+    length = min(int(tokenizer.model_max_length), positions(model.config.to_dict()))
+    return Artefact(model, tokenizer, task, length, text_columns(directory))

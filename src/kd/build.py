@@ -115,17 +115,17 @@ def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     if all(cfg[role].weights == "pretrained" for role in ("teacher", "student")) and (
         student.vocab_size != teacher.vocab_size
     ):
-        refuse_token_level(losses)
+        refuse_token_level(losses, f"{student.vocab_size} entries against {teacher.vocab_size}")
     return losses
 
 
-def refuse_token_level(losses: dict[str, Loss]) -> None:
+def refuse_token_level(losses: dict[str, Loss], difference: str) -> None:
     """Raises UserError for a loss on states of single tokens, for two models that do not read the same tokens."""
     for name, loss in losses.items():
         signals = [s for s in loss.teacher_signals if s != "logits" and not s.startswith("cls/")]
         if signals:
             raise UserError(
                 f"method.{name} compares {signals[0]} token by token, but teacher and student have different "
-                "tokenizers. Take method=logit or method=pkd, which compare whole texts, or a student with the "
-                "teacher's tokenizer."
+                f"tokenizers ({difference}). Take method=logit or method=pkd, which compare whole texts, or a "
+                "student with the teacher's tokenizer."
             )

@@ -9,7 +9,16 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd import columns, files, hub
-from kd.architecture import FAMILIES, SHAPE, architecture, family, named_architecture, stored_architecture
+from kd.architecture import (
+    FAMILIES,
+    SHAPE,
+    architecture,
+    family,
+    named_architecture,
+    positions,
+    shape_fields,
+    stored_architecture,
+)
 from kd.errors import UserError, nearest
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
@@ -29,6 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
+SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
     "data.validation_share",
@@ -36,7 +46,7 @@ POSITIVE = (
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
-    *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SHAPE if key != "model_type"),
+    *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
 )  # fmt: skip
 FRACTIONS = (
     "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",
@@ -139,8 +149,8 @@ def check_weights_word(role: str, cfg: DictConfig) -> None:
 def check_shape(role: str, cfg: DictConfig, directory: Path) -> None:
     """A directory holds the architecture that was named, or the name is wrong."""
     stored, named = stored_architecture(directory), named_architecture(cfg, role)
-    for key in SHAPE:
-        if key in stored and stored[key] != named[key]:
+    for key in shape_fields(named["model_type"]):
+        if key in stored and key in named and stored[key] != named[key]:
             raise UserError(
                 f"{role}.weights={directory}: its config.json has {key}={stored[key]}, {role}={cfg[role].name} has "
                 f"{named[key]}. Name the {role} that fits, or set {role}.architecture.{key}={stored[key]}."
@@ -177,10 +187,11 @@ def shape_contradictions(cfg: DictConfig) -> list[str]:
     found = []
     for role in ("teacher",) if cfg.student.name == "layers" else ("teacher", "student"):
         shape, length = architecture(cfg, role), cfg.data.max_length
-        if length > shape["max_position_embeddings"]:
+        there = positions(shape)
+        if length > there:
             found.append(
-                f"data.max_length={length} is more than the {shape['max_position_embeddings']} positions of {role}="
-                f"{cfg[role].name}: set data.max_length={shape['max_position_embeddings']} or less."
+                f"data.max_length={length} is more than the {there} positions of {role}={cfg[role].name}: "
+                f"set data.max_length={there} or less."
             )
         if shape["hidden_size"] % shape["num_attention_heads"]:
             found.append(
@@ -209,8 +220,8 @@ def quantization_contradictions(cfg: DictConfig) -> list[str]:
     own = family(shape["model_type"])
     return [
         f"quant.group_size={group} does not divide {key}={shape[key]}, the width of the student's "
-        f"{own.layers}.0.{own.linear[key]}: set it to a divisor."
-        for key in ("hidden_size", "intermediate_size")
+        f"{own.linear[key]}: set it to a divisor."
+        for key in own.linear
         if group and shape[key] % group
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd.architecture import as_transformers, family, stored_architecture
+from kd.architecture import as_transformers, family, positions, stored_architecture
 from kd.errors import UserError
 from kd.layer_map import kept_layers
 from kd.tasks.base import Task
@@ -31,22 +31,34 @@ def config_of(architecture: dict[str, Any], task: Task) -> Any:
     return AutoConfig.for_model(**as_transformers(architecture), **task.config_fields())
 
 
-def random_model(architecture: dict[str, Any], task: Task) -> Any:
-    """The exact architecture with random weights, in eval mode."""
-    return task.auto_class().from_config(config_of(architecture, task), dtype=torch.float32).eval()
+def random_model(architecture: dict[str, Any], task: Task, tokenizer: Any = None) -> Any:
+    """The exact architecture with random weights, in eval mode; the tokenizer says which tokens are special."""
+    config = config_of(architecture, task)
+    for name in special_ids(config) if tokenizer is not None else ():
+        setattr(config, name, getattr(tokenizer, name))
+    return task.auto_class().from_config(config, dtype=torch.float32).eval()
+
+
+def special_ids(config: Any) -> list[str]:
+    """The fields for ids of special tokens: the row of the padding is never learned, RoBERTa's positions skip it."""
+    names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
+    return [name for name in names if hasattr(config, name)]
 
 
 def tensor_shapes(architecture: dict[str, Any], task: Task) -> dict[str, tuple[int, ...]]:
     """The weights of such a model, by name, without making them."""
+    config = config_of(architecture, task)
+    config.pad_token_id = None  # the tokenizer's, not known here; changes no shape
     with torch.device("meta"):
-        model = task.auto_class().from_config(config_of(architecture, task))
+        model = task.auto_class().from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def with_fields(model: Any, architecture: dict[str, Any]) -> Any:
-    """The model built anew from its config with the fields of ``architecture``, with the weights it has."""
+def with_fields(model: Any, fields: dict[str, Any]) -> Any:
+    """The model built anew from its config with these fields (by BERT's names), with the weights it has."""
     config = copy.deepcopy(model.config)
-    config.update({key: value for key, value in as_transformers(architecture).items() if key != "model_type"})
+    named = as_transformers({"model_type": config.model_type, **fields})
+    config.update({key: value for key, value in named.items() if key != "model_type"})
     built = type(model)(config).to(torch.float32)
     built.load_state_dict(model.state_dict())
     return built.eval()
@@ -72,7 +84,8 @@ def load_model(directory: Path, task: Task) -> Loaded:
             f"{directory}: the checkpoint says it is a {config.architectures[0]} but lacks "
             f"{', '.join(sorted(missing)[:5])}. It would start from random weights there."
         )
-    lost = [key for key in missing if not key.startswith(("classifier", "pre_classifier")) and ".pooler." not in key]
+    inside = f"{model.base_model_prefix}."
+    lost = [key for key in missing if key.startswith(inside) and ".pooler." not in key]
     if lost:
         raise UserError(f"{directory}: the weights file lacks {', '.join(sorted(lost)[:5])} of the encoder.")
     return Loaded(model.eval(), has_head)
@@ -107,6 +120,16 @@ def check_vocabulary(role: str, tokenizer: Any, model_config: Any) -> None:
         )
 
 
+def check_positions(role: str, tokenizer: Any, model_config: Any, max_length: int) -> None:
+    """A model from random weights may have fewer positions than its file's: its padding is the tokenizer's."""
+    taken = positions(model_config.to_dict())
+    if max_length > taken:
+        raise UserError(
+            f"data.max_length={max_length} is more than the {taken} tokens that the {role} takes: its positions begin "
+            f"after the id of the padding, {tokenizer.pad_token_id}. Set data.max_length={taken} or less."
+        )
+
+
 def encoder_layers(model: Any) -> nn.ModuleList:
     """The transformer layers of a model with a head, first to last."""
     layers = model.base_model.get_submodule(family(model.config.model_type).layers)
@@ -114,22 +137,36 @@ def encoder_layers(model: Any) -> nn.ModuleList:
     return layers
 
 
-def embedding_block(model: Any) -> nn.Module:
-    """The module whose output is ``hidden_states[0]``: embeddings after layer norm and dropout."""
-    block = model.base_model.embeddings
-    assert isinstance(block, nn.Module)
-    return block
-
-
 def student_of_layers(teacher: Any, keep: Any, num_layers: int | None) -> Any:
     """A copy of the teacher that keeps only some of its layers (counted from 1), and everything else."""
     kept = kept_layers(keep, num_layers, teacher.config.num_hidden_layers)
     student = copy.deepcopy(teacher)
-    layers = encoder_layers(student)
-    holder, _, name = family(student.config.model_type).layers.rpartition(".")
+    layers, own = encoder_layers(student), family(student.config.model_type)
+    holder, _, name = own.layers.rpartition(".")
     setattr(student.base_model.get_submodule(holder), name, nn.ModuleList(layers[i - 1] for i in kept))
     student.config.num_hidden_layers = len(kept)
+    for field in own.per_layer:
+        setattr(student.config, field, [getattr(student.config, field)[i - 1] for i in kept])
+    if own.bare_first and kept[0] > 1:
+        bare(layers[kept[0] - 1], *own.bare_first)
     return student.requires_grad_(True).eval()
+
+
+@torch.no_grad()
+def bare(layer: nn.Module, norm_name: str, linear_name: str) -> None:
+    """Takes away a layer norm that the family's first layer has not, since what it reads is normed already.
+
+    Centring and weight of the norm go into the linear layer behind it (and a bias, where both have one): what is lost
+    is the division by the spread of each token's state, which is 1 behind embeddings whose norm has weight 1.
+    """
+    norm, linear = layer.get_submodule(norm_name), layer.get_submodule(linear_name)
+    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(linear, nn.Linear)
+    if norm.bias is not None and linear.bias is not None:
+        linear.bias.add_(linear.weight @ norm.bias)
+    linear.weight *= norm.weight
+    linear.weight -= linear.weight.mean(1, keepdim=True)
+    setattr(layer, norm_name, nn.Identity())
 
 
 def head_linear(model: Any) -> nn.Linear:

@@ -10,10 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kd.architecture import FAMILIES, SHAPE, architecture, as_conf, container, named_architecture
+from kd.architecture import FAMILIES, architecture, as_conf, container, named_architecture, shape_fields
 from kd.errors import UserError, nearest
 
-STARTING = ("initializer_range", "sinusoidal_pos_embds")  # they say how weights start
+STARTING = ("initializer_range", "initializer_cutoff_factor", "sinusoidal_pos_embds")  # they say how weights start
+SPECIAL = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep"))  # the tokenizer's
 HARMLESS = ("chunk_size_feed_forward",)  # of the fields that all configs have; the others kd or transformers sets
 
 
@@ -22,8 +23,8 @@ def config_fields(model_type: str) -> tuple[set[str], set[str]]:
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     common = {field.name for field in fields(PreTrainedConfig)}
-    own = {field.name for field in fields(CONFIG_MAPPING[model_type])} - common | set(HARMLESS)
-    return own | set(FAMILIES[model_type].fields), common - set(HARMLESS) | {"model_type", "num_labels"}
+    own = {field.name for field in fields(CONFIG_MAPPING[model_type])} - common - set(SPECIAL) | set(HARMLESS)
+    return own | set(FAMILIES[model_type].fields), common - set(HARMLESS) | {"model_type", "num_labels", *SPECIAL}
 
 
 def check_fields(cfg: DictConfig) -> None:
@@ -35,10 +36,12 @@ def check_fields(cfg: DictConfig) -> None:
     own, fixed = config_fields(model_type)
     for key in map(str, cfg.student.overrides):
         if key in fixed:
-            raise UserError(f"student.overrides.{key}: kd sets {key} itself, from the data and the student's name.")
+            raise UserError(f"student.overrides.{key}: kd sets {key} itself, from data, tokenizer and student's name.")
+        if key in FAMILIES[model_type].idle:
+            raise UserError(f"student.overrides.{key}: {model_type} does not use it to classify texts: leave it out.")
         if key not in own:
             others = [other for other in FAMILIES if key in config_fields(other)[0]]
-            hint = f" The config of {' and '.join(others)} has it." if others else nearest(key, sorted(own))
+            hint = f" The config of {', '.join(others)} has it." if others else nearest(key, sorted(own))
             raise UserError(
                 f"student.overrides.{key}: the config of {model_type} has no such field.{hint} "
                 f"Known: {', '.join(sorted(own))}."
@@ -48,13 +51,14 @@ def check_fields(cfg: DictConfig) -> None:
 
 def check_shape_fields(cfg: DictConfig, named: dict[str, Any]) -> None:
     """Sizes are whole numbers; a student that has weights keeps the sizes of these."""
+    sizes = shape_fields(named["model_type"])
     for key, value in container(cfg.student.overrides).items():
         conf_key = next(iter(as_conf({key: value}, named["model_type"])))
-        if conf_key in SHAPE and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if conf_key in sizes and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UserError(f"student.overrides.{key}={value}: must be a whole number above 0.")
         if cfg.student.weights == "random":
             continue
-        if conf_key in SHAPE and value != named[conf_key]:
+        if conf_key in sizes and value != named[conf_key]:
             raise UserError(f"student.overrides.{key}={value}: {fits_only(cfg, f'{conf_key}={named[conf_key]}')}")
         if key in STARTING:
             raise UserError(

@@ -10,7 +10,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from kd import loggers, models
-from kd.architecture import SHAPE, architecture, as_conf, container, student_keep
+from kd.architecture import architecture, as_conf, container, shape_fields, student_keep, student_overrides
 from kd.build import refuse_token_level
 from kd.datamodule import TextDataModule, tokenizer_key
 from kd.errors import UserError
@@ -59,9 +59,22 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
 
 def check_token_level(losses: dict[str, Loss], pair: Pair) -> None:
     """States of single tokens can be compared only if both models read the same tokens."""
-    student, teacher = (tokenizer_key(pair.tokenizers[role], inputs=False) for role in ("student", "teacher"))
-    if student != teacher:
-        refuse_token_level(losses)
+    student, teacher = (pair.tokenizers[role] for role in ("student", "teacher"))
+    if tokenizer_key(student, inputs=False) != tokenizer_key(teacher, inputs=False):
+        refuse_token_level(losses, first_difference(student, teacher))
+
+
+def first_difference(student: Any, teacher: Any) -> str:
+    """What tells two tokenizers apart, for people."""
+    for position in range(max(len(student), len(teacher))):
+        ours, theirs = (each.backend_tokenizer.id_to_token(position) for each in (student, teacher))
+        if ours != theirs:
+            return f"position {position}: {shown(ours)} in the student's vocabulary against {shown(theirs)}"
+    return "the same vocabulary, but texts are cut up or completed in another way"
+
+
+def shown(token: str | None) -> str:
+    return "nothing" if token is None else repr(token)
 
 
 def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path) -> TextDataModule:
@@ -81,7 +94,8 @@ def make_teacher(
     tune = FineTune(**container(node.fine_tune))
     L.seed_everything(tune.seed, verbose=False)
     if directory is None:
-        loaded = models.Loaded(models.random_model(container(node.architecture), task), has_head=False)
+        made = models.random_model(container(node.architecture), task, pair.tokenizers["teacher"])
+        loaded = models.Loaded(made, has_head=False)
         identity = content_key(random=container(node.architecture), seed=tune.seed)
     else:
         loaded = models.load_model(directory, task)
@@ -93,6 +107,7 @@ def make_teacher(
     if loaded.has_head:  # trained anew from the head it has
         check_labels(loaded.model, task, gate=False)
     models.check_vocabulary("teacher", pair.tokenizers["teacher"], loaded.model.config)
+    models.check_positions("teacher", pair.tokenizers["teacher"], loaded.model.config, cfg.data.max_length)
     if not tune.wanted(loaded.has_head, node.weights):
         return loaded.model
     rows = teacher_data(cfg, data, pair, cache)
@@ -104,11 +119,11 @@ def make_teacher(
 
 def check_architecture(role: str, node: DictConfig, model: Any) -> None:
     found = as_conf(model.config.to_dict(), model.config.model_type)
-    for key in SHAPE:
-        if found[key] != node.architecture[key]:
+    for key in shape_fields(node.architecture.model_type):
+        if key in node.architecture and found.get(key) != node.architecture[key]:
             raise UserError(
                 f"{role}={node.name} should have {key}={node.architecture[key]}, but the files found under that name "
-                f"have {found[key]}: another model lies there."
+                f"have {found.get(key)}: another model lies there."
             )
 
 
@@ -118,7 +133,7 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     if cfg.student.name == "layers":
         student = models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)
     elif directory is None:
-        student = models.random_model(architecture(cfg, "student"), task)
+        student = models.random_model(architecture(cfg, "student"), task, pair.tokenizers["student"])
     else:
         loaded = models.load_model(directory, task)
         student = loaded.model
@@ -130,6 +145,7 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
             )
     if cfg.student.name != "layers":
         models.check_vocabulary("student", pair.tokenizers["student"], student.config)
+        models.check_positions("student", pair.tokenizers["student"], student.config, cfg.data.max_length)
     if cfg.student.overrides and cfg.student.weights != "random":
-        student = models.with_fields(student, architecture(cfg, "student"))
+        student = models.with_fields(student, student_overrides(cfg))
     return student

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kd.architecture import positions
 from kd.datamodule import TextDataModule
 from kd.picture import draw
 from kd.store import rank, write_text
@@ -93,7 +94,7 @@ def measure(entries: Sequence[Entry], seconds: float) -> None:
 def timed_call(model: Any, shape: tuple[int, int]) -> Callable[[], float]:
     model.to("cpu").eval()
     generator = torch.Generator().manual_seed(0)
-    length = min(shape[1], model.config.max_position_embeddings)
+    length = min(shape[1], positions(model.config.to_dict()))
     ids = torch.randint(5, model.config.vocab_size, (shape[0], length), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

@@ -2,6 +2,7 @@
 
 ``logits``, ``embedding`` (the output of the embedding block), ``hidden/k`` ``[B, L, H]`` (transformers'
 ``hidden_states[k]``: 0 is the embedding output, layers count from 1) and ``cls/k`` ``[B, H]``, its first token.
+What enters the first layer is 0, and what the base model gives out is the last: whatever a family does before or after.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kd.errors import UserError
-from kd.models import embedding_block, encoder_layers
+from kd.models import encoder_layers
 
 KINDS = ("hidden", "cls")
 
@@ -43,18 +45,21 @@ class Recorder:
         count = model.config.num_hidden_layers
         self.layers = {signal: layer_of(signal, count) for signal in self.signals}
 
-    def module_of(self, layer: int) -> nn.Module:
-        return embedding_block(self.model) if layer == 0 else encoder_layers(self.model)[layer - 1]
+    def watch(self, layer: int, hidden: dict[int, Tensor]) -> RemovableHandle:
+        """A hook that keeps ``hidden_states[layer]`` in ``hidden``."""
+
+        def keep(state: Any) -> None:
+            hidden[layer] = state if isinstance(state, Tensor) else state[0]
+
+        layers = encoder_layers(self.model)
+        if layer == 0:
+            return layers[0].register_forward_pre_hook(lambda _module, inputs: keep(inputs))
+        made_by: nn.Module = self.model.base_model if layer == len(layers) else layers[layer - 1]
+        return made_by.register_forward_hook(lambda _module, _inputs, output: keep(output))
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         hidden: dict[int, Tensor] = {}
-        handles = []
-        for layer in {layer for layer in self.layers.values() if layer is not None}:
-
-            def keep(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
-                hidden[layer] = output[0] if isinstance(output, tuple) else output
-
-            handles.append(self.module_of(layer).register_forward_hook(keep))
+        handles = [self.watch(layer, hidden) for layer in {k for k in self.layers.values() if k is not None}]
         try:
             logits = self.model(**inputs).logits
         finally:
