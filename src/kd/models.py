@@ -33,7 +33,9 @@ def config_of(architecture: dict[str, Any], task: Task) -> Any:
 
 def random_model(architecture: dict[str, Any], task: Task) -> Any:
     """The exact architecture with random weights, in eval mode."""
-    return task.auto_class().from_config(config_of(architecture, task), dtype=torch.float32).eval()
+    model = task.auto_class().from_config(config_of(architecture, task), dtype=torch.float32)
+    task.start_head(head_linear(model))
+    return model.eval()
 
 
 def tensor_shapes(architecture: dict[str, Any], task: Task) -> dict[str, tuple[int, ...]]:
@@ -75,6 +77,8 @@ def load_model(directory: Path, task: Task) -> Loaded:
     lost = [key for key in missing if not key.startswith(("classifier", "pre_classifier")) and ".pooler." not in key]
     if lost:
         raise UserError(f"{directory}: the weights file lacks {', '.join(sorted(lost)[:5])} of the encoder.")
+    if not has_head:
+        task.start_head(head_linear(model))
     return Loaded(model.eval(), has_head)
 
 
@@ -141,8 +145,11 @@ def head_linear(model: Any) -> nn.Linear:
 
 def reorder_labels(model: Any, task: Task) -> bool:
     """Permutes the head so that its labels stand in the task's order. False if the names do not allow it."""
+    if len(task.outputs) == 1 == model.config.num_labels:  # one number, whatever it is called
+        name_labels(model, task)
+        return True
     own = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
-    wanted = [str(name).lower() for name in task.label_names]
+    wanted = [str(name).lower() for name in task.outputs]
     if sorted(own) != sorted(wanted):
         return False
     order = [own.index(name) for name in wanted]
