@@ -74,8 +74,9 @@ class Artefact:
 
 
 def save_float(
-    directory: Path, model: Any, tokenizer: Any, max_length: int, text_columns: Sequence[str], task: Task
-) -> int:
+    directory: Path, model: Any, tokenizer: Any, max_length: int, text_columns: Sequence[str] = ("text",),
+    task: Task | None = None,
+) -> int:  # fmt: skip
     """A directory that stock transformers loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
         model.save_pretrained(unfinished)
@@ -84,7 +85,7 @@ def save_float(
 
 def save_quantized(
     directory: Path, model: Any, tokenizer: Any, max_length: int, settings: quantization.Settings,
-    summary: quantization.Summary, text_columns: Sequence[str], task: Task,
+    summary: quantization.Summary, text_columns: Sequence[str] = ("text",), task: Task | None = None,
 ) -> int:  # fmt: skip
     """A directory that ``kd.load`` loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
@@ -92,11 +93,12 @@ def save_quantized(
         return finish(unfinished, tokenizer, max_length, text_columns, task)
 
 
-def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Sequence[str], task: Task) -> int:
+def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Sequence[str], task: Task | None) -> int:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(directory)
-    write_text(directory / ABOUT, json.dumps({"text_columns": list(text_columns), "task": task.stored()}))
+    about = {"text_columns": list(text_columns)} | ({"task": task.stored()} if task else {})
+    write_text(directory / ABOUT, json.dumps(about))
     weights = directory / "model.safetensors"
     weights.chmod(0o644)  # safetensors makes it readable for its owner alone
     return weights.stat().st_size
