@@ -14,9 +14,11 @@ from kd.errors import Preempted, UserError
 from kd.fit import FitSettings
 from kd.last_state import LastState
 from kd.models import Loaded, head_linear, load_model
+from kd.report import Entry
 from kd.sources import TextData
 from kd.tasks import Classification
-from kd.teacher import FineTune, check_labels, check_score, fine_tuned, steps_begun, teacher_key, wilson_interval
+from kd.tasks.classification import wilson_interval
+from kd.teacher import FineTune, check_labels, check_score, fine_tuned, steps_begun, teacher_key
 
 TUNE = FineTune(when="auto", epochs=1, max_steps=2, batch_size=8, lr=1e-3, seed=0)
 
@@ -44,11 +46,17 @@ def test_wilson_interval() -> None:
 
 def test_the_gate(task: Classification, capsys: pytest.CaptureFixture[str]) -> None:
     labels = torch.tensor([0] * 55 + [1] * 45)
+
+    def scored(accuracy: float) -> Entry:
+        return Entry(
+            "t", None, "t", 0, 0, False, {"validation": {"accuracy": accuracy}}, {"validation": labels[:, None]}
+        )
+
     with pytest.raises(UserError, match=r"0\.6000 \(95 % interval 0\.50.*gives 0\.5500.*teacher\.gate=false"):
-        check_score(0.60, labels, task, gate=True)  # above chance, but not surely
-    check_score(0.80, labels, task, gate=True)
+        check_score(scored(0.60), labels, task, gate=True)  # above chance, but not surely
+    check_score(scored(0.80), labels, task, gate=True)
     assert capsys.readouterr().out == ""
-    check_score(0.60, labels, task, gate=False)
+    check_score(scored(0.60), labels, task, gate=False)
     assert "Going on" in capsys.readouterr().out
 
 
@@ -70,7 +78,7 @@ def test_labels_of_other_names_stop_unless_the_gate_is_open() -> None:
         check_labels(student, Classification(demo.LABELS), gate=True)
     check_labels(student, Classification(demo.LABELS), gate=False)
     assert student.config.id2label == {0: "negative", 1: "positive"}
-    with pytest.raises(UserError, match="has 2 labels, the data 3"):
+    with pytest.raises(UserError, match="has 2 labels, the task 3"):
         check_labels(student, Classification(["a", "b", "c"]), gate=False)
 
 

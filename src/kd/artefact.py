@@ -19,9 +19,8 @@ from kd import quantization
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
 from kd.noise import quiet_transformers
-from kd.store import ABOUT, new_directory, text_columns, write_text
-from kd.tasks import Classification
-from kd.tasks.base import Task
+from kd.store import ABOUT, new_directory, said_about, write_text
+from kd.tasks import Classification, Decision, Task, restored
 
 BATCH = 32
 Text = str | Sequence[str]  # a text, or a pair of texts
@@ -39,12 +38,13 @@ class Artefact:
     task: Task
     max_length: int
     text_columns: tuple[str, ...] = ()
+    decision: Decision = field(default_factory=dict)
 
     @torch.no_grad()
     def logits(self, texts: Sequence[Text]) -> Tensor:
         """``[N, C]`` for N texts, or pairs ``(first, second)``; each batch padded to its longest."""
         first, second = self.sides(texts)
-        found = [torch.empty(0, len(self.task.label_names))]
+        found = [torch.empty(0, len(self.task.outputs))]
         for start in range(0, len(texts), BATCH):
             encoded = self.tokenizer(
                 first[start : start + BATCH], second and second[start : start + BATCH], truncation=True,
@@ -70,36 +70,44 @@ class Artefact:
 
     def predict(self, texts: str | Sequence[Text]) -> list[dict[str, Any]]:
         """One dict a text or pair, as the task describes a prediction: ``label`` and ``probabilities`` by name."""
-        return self.task.describe(self.logits([texts] if isinstance(texts, str) else texts))
+        return self.task.describe(self.logits([texts] if isinstance(texts, str) else texts), self.decision)
 
 
 def save_float(
-    directory: Path, model: Any, tokenizer: Any, max_length: int, text_columns: Sequence[str] = ("text",)
-) -> int:
+    directory: Path, model: Any, tokenizer: Any, max_length: int, text_columns: Sequence[str] = ("text",),
+    task: Task | None = None,
+) -> int:  # fmt: skip
     """A directory that stock transformers loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
         model.save_pretrained(unfinished)
-        return finish(unfinished, tokenizer, max_length, text_columns)
+        return finish(unfinished, tokenizer, max_length, text_columns, task)
 
 
 def save_quantized(
     directory: Path, model: Any, tokenizer: Any, max_length: int, settings: quantization.Settings,
-    summary: quantization.Summary, text_columns: Sequence[str] = ("text",),
+    summary: quantization.Summary, text_columns: Sequence[str] = ("text",), task: Task | None = None,
 ) -> int:  # fmt: skip
     """A directory that ``kd.load`` loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
         quantization.save(model, settings, summary, unfinished)
-        return finish(unfinished, tokenizer, max_length, text_columns)
+        return finish(unfinished, tokenizer, max_length, text_columns, task)
 
 
-def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Sequence[str]) -> int:
+def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Sequence[str], task: Task | None) -> int:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(directory)
-    write_text(directory / ABOUT, json.dumps({"text_columns": list(text_columns)}))
+    about = {"text_columns": list(text_columns)} | ({"task": task.stored()} if task else {})
+    write_text(directory / ABOUT, json.dumps(about))
     weights = directory / "model.safetensors"
     weights.chmod(0o644)  # safetensors makes it readable for its owner alone
     return weights.stat().st_size
+
+
+def note_decision(directory: Path, decision: Decision) -> None:
+    """Keeps in the artefact what its task found on validation."""
+    about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+    write_text(directory / ABOUT, json.dumps(about | {"decision": dict(decision)}))
 
 
 def load(directory: str | Path) -> Artefact:
@@ -119,7 +127,8 @@ def opened(directory: Path) -> Artefact:
 
     config = stored_architecture(directory)
     names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
-    task = Classification(names or ["LABEL_0", "LABEL_1"])
+    about = said_about(directory)
+    task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
     quantized = config.get("quantization_config", {}).get("quant_method") == "kd"
     if quantized:
         model = quantization.load(directory, task.auto_class())
@@ -135,4 +144,4 @@ def opened(directory: Path) -> Artefact:
         model.eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     length = min(int(tokenizer.model_max_length), positions(model.config.to_dict()))
-    return Artefact(model, tokenizer, task, length, text_columns(directory))
+    return Artefact(model, tokenizer, task, length, tuple(about.get("text_columns", ())), about.get("decision", {}))

@@ -236,7 +236,7 @@ def wanted(cfg: DictConfig) -> list[Wanted]:
     ]
     source = cfg.data.source
     if "hub_id" in source:
-        needs.append(Wanted("dataset", source.name, source.hub_id, store))
+        needs.append(Wanted("dataset", source.name, source.hub_id, store, splits=bool(source.get("validation_share"))))
     return needs
 
 

@@ -16,6 +16,7 @@ from kd.parts import text_values
 from kd.store import text_columns
 from kd.tables import Table, check_file, read_table
 
+LIKELIEST = 5  # labels that are shown with their probability
 Text = str | tuple[str, ...]
 
 
@@ -83,7 +84,7 @@ def texts_in(arguments: argparse.Namespace, known: tuple[str, ...]) -> tuple[Tab
 def write_csv(table: Table, found: list[dict[str, Any]]) -> None:
     """The table as it came, with the label and the probabilities; no column of the table is written over."""
     more: dict[str, list[Any]] = {"label": [row["label"] for row in found]}
-    for name in found[0]["probabilities"]:
+    for name in found[0].get("probabilities", ()):
         more[f"p_{name}"] = [round(row["probabilities"][name], 6) for row in found]
     columns = {name: table.column(name) for name in table.columns}
     for name, values in more.items():
@@ -116,8 +117,11 @@ def predict(arguments: argparse.Namespace) -> None:
         write_csv(table, found)
     else:
         for text, row in zip(texts, found, strict=True):
-            chances = "  ".join(f"{name} {value:.3f}" for name, value in row["probabilities"].items())
-            print(f"{row['label']}  ({chances})  {text if isinstance(text, str) else ' | '.join(text)}")
+            shown = text if isinstance(text, str) else " | ".join(text)
+            likely = sorted(row.get("probabilities", {}).items(), key=lambda item: -item[1])[:LIKELIEST]
+            chances = "  ".join(f"{name} {value:.3f}" for name, value in likely)
+            label = f"{row['label']:.4g}" if isinstance(row["label"], float) else row["label"] or "(none)"
+            print(f"{label}  {f'({chances})  ' if chances else ''}{shown}")
 
 
 def compare(arguments: argparse.Namespace) -> None:

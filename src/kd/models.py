@@ -36,7 +36,9 @@ def random_model(architecture: dict[str, Any], task: Task, tokenizer: Any = None
     config = config_of(architecture, task)
     for name in special_ids(config) if tokenizer is not None else ():
         setattr(config, name, getattr(tokenizer, name))
-    return task.auto_class().from_config(config, dtype=torch.float32).eval()
+    model = task.auto_class().from_config(config, dtype=torch.float32)
+    task.start_head(head_linear(model))
+    return model.eval()
 
 
 def special_ids(config: Any) -> list[str]:
@@ -88,6 +90,8 @@ def load_model(directory: Path, task: Task) -> Loaded:
     lost = [key for key in missing if key.startswith(inside) and ".pooler." not in key]
     if lost:
         raise UserError(f"{directory}: the weights file lacks {', '.join(sorted(lost)[:5])} of the encoder.")
+    if not has_head:
+        task.start_head(head_linear(model))
     return Loaded(model.eval(), has_head)
 
 
@@ -178,8 +182,11 @@ def head_linear(model: Any) -> nn.Linear:
 
 def reorder_labels(model: Any, task: Task) -> bool:
     """Permutes the head so that its labels stand in the task's order. False if the names do not allow it."""
+    if len(task.outputs) == 1 == model.config.num_labels:  # one number, whatever it is called
+        name_labels(model, task)
+        return True
     own = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
-    wanted = [str(name).lower() for name in task.label_names]
+    wanted = [str(name).lower() for name in task.outputs]
     if sorted(own) != sorted(wanted):
         return False
     order = [own.index(name) for name in wanted]

@@ -20,27 +20,32 @@ from kd.pair import Pair
 from kd.sources import TextData
 from kd.store import write_text
 from kd.tasks import Task
-from kd.teacher import beats_chance
 
 SHOWN = 10  # labels in the line about the data
 
 
-def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: TextData) -> report.Entry:
+def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: TextData, task: Task) -> report.Entry:
     size = artefact.save_float(
-        output / "student", student, pair.tokenizers["student"], cfg.data.max_length, data.text_columns
+        output / "student", student, pair.tokenizers["student"], cfg.data.max_length, data.text_columns, task
     )
     return report.Entry("student", student, "student", size, models.parameter_count(student))
 
 
 def save_converted(
-    output: Path, callback: QuantizationCallback, pair: Pair, cfg: DictConfig, data: TextData, parameters: int
+    output: Path,
+    callback: QuantizationCallback,
+    pair: Pair,
+    cfg: DictConfig,
+    data: TextData,
+    task: Task,
+    parameters: int,
 ) -> report.Entry:
     """Saves the converted model and measures from now on what was read back, not what was in memory."""
     assert callback.summary is not None
     name = f"student-{callback.settings.name}"
     size = artefact.save_quantized(
         output / name, callback.converted, pair.tokenizers["student"], cfg.data.max_length, callback.settings,
-        callback.summary, data.text_columns,
+        callback.summary, data.text_columns, task,
     )  # fmt: skip
     print(f"{name}: {callback.summary}")
     return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
@@ -57,13 +62,13 @@ def finish_report(
         entry.figures |= {"parameters": entry.parameters, "weights_bytes": entry.weights_bytes}
     threads = torch.get_num_threads()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    student = entries[1].figures
+    score = entries[1].figures["validation"][task.select]
     finished = {
         "title": f"{cfg.teacher.name} to {cfg.student.name} by {cfg.method.name}, {cfg.quant.name}, on {cfg.data.name}",
         "select": task.select,
         "teacher_beats_chance": teacher_beats_chance,
-        "student_beats_chance": beats_chance(
-            student["validation"][task.select], rows.splits["validation"].labels, task
+        "student_beats_chance": task.beats_chance(
+            score, entries[1].logits["validation"], rows.splits["validation"].labels, entries[1].decision
         ),
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
@@ -82,6 +87,7 @@ def finish_report(
     }
     output = Path(cfg.paths.output)
     for entry in entries[1:]:
+        artefact.note_decision(output / entry.name, entry.decision)
         write_text(output / entry.name / "README.md", report.model_card(finished, entry.name))
     report.write(finished, fitted.curves, output)
     print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")

@@ -10,6 +10,7 @@ from typing import Any
 from kd.columns import Columns
 from kd.errors import UserError, nearest
 from kd.labels import is_missing, label_texts
+from kd.sources import stratified
 from kd.tables import Table
 
 SHOWN = 5  # row numbers in a message
@@ -107,17 +108,8 @@ def check_seen(parts: dict[str, Part]) -> None:
 
 def split_off(train: Part, share: float, seed: int) -> tuple[Part, Part]:
     """Training and validation rows, each label shared out alike; both keep at least one row of a label with two."""
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    rows_of: dict[str, list[int]] = {name: [] for name in sorted(set(train.labels))}
-    for i, label in enumerate(train.labels):
-        rows_of[label].append(i)
-    chosen: set[int] = set()
-    for rows in rows_of.values():
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)  # 0 of a single row
-        chosen |= {int(row) for row in random.permutation(rows)[:count]}
-    single = [name for name, rows in rows_of.items() if len(rows) == 1]
+    chosen = stratified(train.labels, share, seed)
+    single = sorted(name for name, count in Counter(train.labels).items() if count == 1)
     if not chosen:
         raise UserError(f"{train.table.where}: no label has two rows, so no validation can be split off: add rows.")
     print(

@@ -21,7 +21,7 @@ from kd.store import rank, write_text
 from kd.table import rows as rows  # also reached as report.rows and report.table
 from kd.table import scored
 from kd.table import table as table
-from kd.tasks.base import Task
+from kd.tasks.base import Decision, Task
 
 LATENCY_SHAPE = (1, 32)
 THROUGHPUT_SHAPE = (32, 64)
@@ -39,6 +39,7 @@ class Entry:
     quantized: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
+    decision: Decision = field(default_factory=dict)  # of its task, found on validation
 
 
 @torch.no_grad()
@@ -66,10 +67,13 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
                 title = f"Scoring {entry.name} on {split}"
                 where = torch.device("cpu") if entry.quantized else device  # torchao's int8 is converted for the CPU
                 entry.logits[split] = logits_of(entry.model, data, split, entry.role, where, title)
-            metrics = task.metrics()
+            if split == "validation":
+                entry.decision = task.decide(entry.logits[split], labels)
+            metrics = task.metrics(entry.decision)
             metrics.update(entry.logits[split], labels)
             entry.figures[split] = {name: float(value) for name, value in metrics.compute().items()}
-            entry.figures[f"{split}_agreement"] = task.agreement(entry.logits[split], entries[0].logits[split])
+            own, teachers = (task.answers(one.logits[split], one.decision) for one in (entry, entries[0]))
+            entry.figures[f"{split}_agreement"] = task.agreement(own, teachers)
             best = entries[0].figures[split][task.select]
             entry.figures[f"{split}_retention"] = entry.figures[split][task.select] / best if best else 0.0
 

@@ -49,6 +49,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     settings, quant = fit_settings(cfg), quantization_settings(cfg)
     data = build(cfg.data.source)
     task: Task = build(cfg.data.task, label_names=data.label_names)
+    task.see(data.splits["train"]["label"])
     L.seed_everything(cfg.seed, verbose=False)
     losses = build_losses(cfg, task)
     pair = find_pair(cfg, data)
@@ -60,8 +61,9 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
     device = scoring_device(settings)
     report.score(entries, rows, task, device)
-    score, labels = entries[0].figures["validation"][task.select], rows.splits["validation"].labels
-    knows = check_score(score, labels, task, cfg.teacher.gate, cfg.teacher.fine_tune.max_steps)
+    knows = check_score(
+        entries[0], rows.splits["validation"].labels, task, cfg.teacher.gate, cfg.teacher.fine_tune.max_steps
+    )
 
     student = make_student(cfg, pair, teacher, task)
     say(entries[0], student, losses, task, cfg)
@@ -80,9 +82,9 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
-    entries.append(save_student(output, student, pair, cfg, data))
+    entries.append(save_student(output, student, pair, cfg, data, task))
     if callback is not None:
-        entries.append(save_converted(output, callback, pair, cfg, data, entries[-1].parameters))
+        entries.append(save_converted(output, callback, pair, cfg, data, task, entries[-1].parameters))
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")

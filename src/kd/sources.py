@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,29 +35,42 @@ def stored(
     label_names: Sequence[str],
     store: str,
     cache: str,
+    columns: Mapping[str, str] | None = None,
+    validation_share: float | None = None,
+    split_seed: int = 0,
 ) -> TextData:
-    """Parquet files of the store (columns ``text`` and ``label``) or of a hub data set (columns renamed)."""
+    """Parquet files of the store or of a hub data set, each with its columns renamed to ``text`` and ``label``.
+
+    A label is a number of ``label_names``, a list of such numbers (rows of 0 and 1 are made of them), or a real
+    number. ``validation_share`` splits validation off where there is none.
+    """
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()  # reading parquet takes no time worth one
-    wanted = Wanted("dataset", name, hub_id, Path(store).expanduser())
+    wanted = Wanted("dataset", name, hub_id, Path(store).expanduser(), splits=bool(validation_share))
     directory = fetch(wanted)
-    columns = {} if directory == wanted.directory else dict(hub_columns)
+    renamed = dict((columns or {}) if directory == wanted.directory else hub_columns)
     files = {split: paths for split, paths in split_files(directory).items() if paths}
     splits = {}
     for split, paths in files.items():
         rows = Dataset.from_parquet([str(path) for path in paths], cache_dir=str(Path(cache).expanduser() / "text"))
-        absent = sorted(set(columns) - set(rows.column_names))
+        absent = sorted({*renamed} - set(rows.column_names))
         if absent:
             raise UserError(
                 f"{directory}: the {split} files have no column {', '.join(absent)}, only "
                 f"{', '.join(rows.column_names)}: set data.source.hub_columns."
             )
-        rows = rows.rename_columns({old: new for old, new in columns.items() if old != new})
+        before = {new: old for old, new in renamed.items()}  # other columns may have the new names
+        wanted_columns = [before.get(new, new) for new in ("text", "label")]
+        rows = rows.select_columns([column for column in wanted_columns if column in rows.column_names])
+        rows = rows.rename_columns({old: new for old, new in renamed.items() if old != new})
         if labelled(rows, split, len(label_names), directory):
-            splits[split] = rows.select_columns(["text", "label"])
+            splits[split] = multi_hot(rows, len(label_names))
+    if "validation" not in splits and validation_share:
+        splits["train"], splits["validation"] = split_off(splits["train"], validation_share, split_seed)
     hashes = {split: [file_hash(path) for path in paths] for split, paths in files.items()}
-    key = content_key(files=hashes, columns=columns, labels=list(label_names))
+    share = [validation_share, split_seed] if validation_share else None
+    key = content_key(files=hashes, columns=renamed, labels=list(label_names), share=share)
     return TextData(name, splits, list(label_names), key)
 
 
@@ -65,11 +79,48 @@ def labelled(rows: Any, split: str, classes: int, directory: Path) -> bool:
     missing = {"text", "label"} - set(rows.column_names)
     if missing:
         raise UserError(f"{directory}: the {split} files lack the column {', '.join(sorted(missing))}.")
-    found = set(rows.unique("label"))
+    labels = rows["label"]
+    found = {one for label in labels for one in label} if isinstance(labels[0], list) else set(labels)
     if found == {-1} and split == "test":
         print("The test split has no labels; only validation is scored.")
         return False
-    wrong = sorted(label for label in found if label not in range(classes))
+    if isinstance(labels[0], float):
+        wrong = [label for label in found if not math.isfinite(label)]
+    else:
+        wrong = sorted(label for label in found if label not in range(classes))
     if wrong:
         raise UserError(f"{directory}: the {split} files have the labels {wrong[:5]}, known are 0 to {classes - 1}.")
     return True
+
+
+def multi_hot(rows: Any, classes: int) -> Any:
+    """Lists of label numbers as rows of 0 and 1; other labels as they are."""
+    if not isinstance(rows[0]["label"], list):
+        return rows
+    from datasets import Dataset
+
+    marked = [[float(i in label) for i in range(classes)] for label in rows["label"]]
+    return Dataset.from_dict({"text": rows["text"], "label": marked})
+
+
+def split_off(rows: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Training and validation rows, each label number shared out alike."""
+    chosen = stratified(rows["label"], share, seed)
+    print(f"Validation: {len(chosen)} of {len(rows)} training rows split off, {100 * share:g} % of each label")
+    others = [i for i in range(len(rows)) if i not in chosen]
+    return rows.select(others), rows.select(sorted(chosen))
+
+
+def stratified(labels: Sequence[Any], share: float, seed: int) -> set[int]:
+    """Rows that make a share of each label; of a label with two rows or more, one at least and not all."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    rows_of: dict[Any, list[int]] = {label: [] for label in sorted(set(labels))}
+    for i, label in enumerate(labels):
+        rows_of[label].append(i)
+    chosen: set[int] = set()
+    for rows in rows_of.values():
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)  # 0 of a single row
+        chosen |= {int(row) for row in random.permutation(rows)[:count]}
+    return chosen

@@ -37,6 +37,7 @@ class Wanted:
     name: str
     hub_id: str | None
     store: Path
+    splits: bool = False  # a data set without validation will do: a part of train is split off
 
     @property
     def directory(self) -> Path:
@@ -61,16 +62,16 @@ def split_files(directory: Path) -> dict[str, list[Path]]:
     }
 
 
-def complete(kind: str, directory: Path) -> bool:
+def complete(kind: str, directory: Path, splits: bool = False) -> bool:
     if kind == "model":
         return (directory / "config.json").is_file() and weights_file(directory) is not None
     found = split_files(directory)
-    return bool(found["train"] and found["validation"])
+    return bool(found["train"] and (splits or found["validation"]))
 
 
 def find(wanted: Wanted) -> Path | None:
     """Where the thing lies on this disk, or None. Opens no connection."""
-    if complete(wanted.kind, wanted.directory):
+    if complete(wanted.kind, wanted.directory, wanted.splits):
         return wanted.directory
     if wanted.hub_id is None:
         return None
@@ -81,7 +82,7 @@ def find(wanted: Wanted) -> Path | None:
         snapshot = Path(snapshot_download(wanted.hub_id, repo_type=wanted.kind, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return snapshot if complete(wanted.kind, snapshot) else None
+    return snapshot if complete(wanted.kind, snapshot, wanted.splits) else None
 
 
 def hub_address() -> tuple[str, int]:
@@ -145,7 +146,7 @@ def fetch(wanted: Wanted) -> Path:
             path = Path(snapshot_download(wanted.hub_id, allow_patterns=["pytorch_model.bin"]))
     except Exception as error:  # the client raises many kinds; each means that the download failed
         raise UserError(f"Downloading {wanted.hub_id} failed: {error}. Try again, or: {wanted.fix}") from error
-    if not complete(wanted.kind, path):
+    if not complete(wanted.kind, path, wanted.splits):
         raise UserError(f"{wanted.hub_id} was downloaded to {path} but lacks what a {wanted.kind} needs.")
     return path
 
@@ -208,13 +209,21 @@ def write_text(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
+def said_about(directory: Path) -> dict[str, Any]:
+    """The kd.json of an artefact; empty where there is none, as beside a model of another maker."""
+    path = directory / ABOUT
+    if not path.is_file():
+        return {}
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}): take the artefact from its run again.") from error
+    return about
+
+
 def text_columns(directory: Path) -> tuple[str, ...]:
     """How the text columns were called that a model was trained on; empty where its kd.json does not say."""
-    try:
-        about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ()
-    return tuple(about.get("text_columns", ()))
+    return tuple(said_about(directory).get("text_columns", ()))
 
 
 def claim(output: Path, config: str, resume: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import shutil
 import sys
 import time
@@ -22,6 +21,7 @@ from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
 from kd.losses import HardLabelLoss
 from kd.models import Loaded, load_model, name_labels, reorder_labels
+from kd.report import Entry
 from kd.store import content_key, locked, new_directory, rank, write_text
 from kd.tasks.base import Task
 
@@ -140,19 +140,12 @@ def keep(fitted: Fitted, tokenizer: Any, directory: Path) -> None:
     write_text(directory / "kd.json", json.dumps(about, indent=2))
 
 
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927), right also near 0 and 1 and for few rows."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return centre - half, centre + half
-
-
 def check_labels(model: Any, task: Task, gate: bool) -> None:
     """The head's labels are the data's, by name; a mere other order is mended."""
-    if model.config.num_labels != len(task.label_names):
+    if model.config.num_labels != len(task.outputs):
         raise UserError(
-            f"The teacher's head has {model.config.num_labels} labels, the data {len(task.label_names)} "
-            f"({', '.join(task.label_names)}): take a teacher of this task, or teacher.fine_tune.when=always on "
+            f"The teacher's head has {model.config.num_labels} labels, the task {len(task.outputs)} "
+            f"({', '.join(task.outputs)}): take a teacher of this task, or teacher.fine_tune.when=always on "
             "weights without a head."
         )
     own = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
@@ -160,23 +153,20 @@ def check_labels(model: Any, task: Task, gate: bool) -> None:
         return
     if gate:
         raise UserError(
-            f"The teacher's labels are {own}, the data's {task.label_names}: by name it cannot be seen which is which. "
+            f"The teacher's labels are {own}, the task's {task.outputs}: by name it cannot be seen which is which. "
             "Correct id2label in the teacher's config.json, or teacher.gate=false to take them in the order they stand."
         )
-    print(f"The teacher's labels {own} are taken as {task.label_names}, in this order, for teacher.gate=false.")
+    print(f"The teacher's labels {own} are taken as {task.outputs}, in this order, for teacher.gate=false.")
     name_labels(model, task)
 
 
-def beats_chance(score: float, labels: Tensor, task: Task) -> bool:
-    return wilson_interval(score, len(labels))[0] > task.chance(labels)[0]
-
-
-def check_score(score: float, labels: Tensor, task: Task, gate: bool, max_steps: int = -1) -> bool:
+def check_score(teacher: Entry, labels: Tensor, task: Task, gate: bool, max_steps: int = -1) -> bool:
     """The gate: whether the teacher beats the score that needs no model, beyond chance. Raises if it must."""
-    if beats_chance(score, labels, task):
-        return True
+    score, logits = teacher.figures["validation"][task.select], teacher.logits["validation"]
     chance, meaning = task.chance(labels)
-    low, high = wilson_interval(score, len(labels))
+    low, high = task.interval(score, logits, labels, teacher.decision)
+    if low > chance:
+        return True
     longer = f"teacher.fine_tune.max_steps={max_steps} ended it" if max_steps > 0 else "teacher.fine_tune.epochs"
     text = (
         f"The teacher's validation {task.select} is {score:.4f} (95 % interval {low:.4f} to {high:.4f} on "

@@ -27,6 +27,20 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
+def binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² KL of Bernoulli distributions, one for each logit: ``[...]`` to ``[...]``, nothing reduced.
+
+    ``p = sigmoid(teacher/T)`` against ``q = sigmoid(student/T)``: the soft loss of several labels and of thresholds. It
+    is binary cross-entropy less the teacher's own entropy, so that it is 0 where they agree.
+    """
+    z, target = full(student) / temperature, full(teacher) / temperature
+    p = target.sigmoid()
+    # log p/q = logsigmoid(target) - logsigmoid(z), and the same of the complements: finite for any logits
+    passed = p * (F.logsigmoid(target) - F.logsigmoid(z))
+    failed = (1 - p) * (F.logsigmoid(-target) - F.logsigmoid(-z))
+    return temperature**2 * (passed + failed)
+
+
 def patient_distance(student: Tensor, teacher: Tensor, normalize: bool = True) -> Tensor:
     """Squared distance of states ``[..., H]`` to ``[...]``, of their directions if ``normalize``.
 

@@ -1,6 +1,19 @@
 """One file per task family."""
 
-from kd.tasks.base import Task
-from kd.tasks.classification import Classification
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["Classification", "Task"]
+from kd.tasks.base import Decision, Task
+from kd.tasks.classification import Classification
+from kd.tasks.multilabel import Multilabel
+from kd.tasks.ordinal import Ordinal
+from kd.tasks.regression import Regression
+
+__all__ = ["Classification", "Decision", "Multilabel", "Ordinal", "Regression", "Task", "restored"]
+
+KINDS: dict[str, type[Task]] = {kind.__name__: kind for kind in (Classification, Multilabel, Ordinal, Regression)}
+
+
+def restored(stored: Mapping[str, Any]) -> Task:
+    """The task that ``Task.stored`` described."""
+    return KINDS[stored["kind"]](stored["label_names"])

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
+
+Decision = Mapping[str, float]  # what a task finds out on validation and an artefact keeps, such as a threshold
+RESAMPLES = 200  # of the rows, for an interval that no formula gives
 
 
 class Task:
-    """One kind of output. ``select`` names the metric (higher is better) that picks a checkpoint and is the score."""
+    """One kind of output. ``select`` names the metric (higher is better) that picks a checkpoint and is the score.
+
+    ``label_names`` are the data's; ``outputs`` the names of the head's logits, the same unless a task says otherwise.
+    """
 
     select: str
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)
 
+    @property
+    def outputs(self) -> list[str]:
+        return self.label_names
+
     def auto_class(self) -> Any:
         """The transformers Auto class that has the head."""
-        raise NotImplementedError
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
 
     def config_fields(self) -> dict[str, Any]:
         """What the model's config must say about this task."""
-        raise NotImplementedError
+        return {
+            "num_labels": len(self.outputs),
+            "id2label": dict(enumerate(self.outputs)),
+            "label2id": {name: i for i, name in enumerate(self.outputs)},
+            "problem_type": self.problem_type,
+        }
+
+    problem_type: str
+
+    def see(self, labels: Sequence[Any]) -> None:
+        """Looks at the training labels before any model is made. Raises UserError if they are not of this kind."""
+
+    def start_head(self, head: nn.Linear) -> None:
+        """A new head's first weights; as transformers draws them unless a task knows better."""
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Sum and count of the loss against the labels."""
@@ -33,17 +59,51 @@ class Task:
         """Sum and count of what logit distillation means for this kind of output."""
         raise NotImplementedError
 
-    def metrics(self) -> MetricCollection:
+    def decide(self, logits: Tensor, labels: Tensor) -> Decision:
+        """What predictions need beside the logits, found on validation."""
+        return {}
+
+    def metrics(self, decision: Decision | None = None) -> MetricCollection:
+        """Of logits and labels. Without a ``decision``, as while training, each finds its own."""
+        raise NotImplementedError
+
+    def answers(self, logits: Tensor, decision: Decision) -> Tensor:
+        """The prediction of each row, for ``agreement``."""
         raise NotImplementedError
 
     def agreement(self, student: Tensor, teacher: Tensor) -> float:
-        """Share of rows on which two models' logits lead to the same answer."""
-        raise NotImplementedError
+        """Share of rows on which two models give the same answer."""
+        same = student == teacher
+        return float(same.reshape(len(same), -1).all(-1).float().mean())
 
     def chance(self, labels: Tensor) -> tuple[float, str]:
         """The score that needs no model, and what it stands for."""
         raise NotImplementedError
 
-    def describe(self, logits: Tensor) -> list[dict[str, Any]]:
-        """Predictions for people: one dict a row."""
+    def interval(self, score: float, logits: Tensor, labels: Tensor, decision: Decision) -> tuple[float, float]:
+        """A 95 % interval of the score: the percentile bootstrap over rows (Efron 1979)."""
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for _ in range(RESAMPLES):
+            rows = torch.randint(len(labels), (len(labels),), generator=generator)
+            metric = self.metrics(decision)[self.select]
+            metric.update(logits[rows], labels[rows])
+            found.append(float(metric.compute()))
+        low, high = torch.tensor(found).nan_to_num(0.0).quantile(torch.tensor([0.025, 0.975])).tolist()
+        return low, high
+
+    def beats_chance(self, score: float, logits: Tensor, labels: Tensor, decision: Decision) -> bool:
+        return self.interval(score, logits, labels, decision)[0] > self.chance(labels)[0]
+
+    def describe(self, logits: Tensor, decision: Decision) -> list[dict[str, Any]]:
+        """Predictions for people: one dict a row with ``label`` and perhaps ``probabilities`` by name."""
         raise NotImplementedError
+
+    def stored(self) -> dict[str, Any]:
+        """What ``kd.tasks.restored`` makes the task from again."""
+        return {"kind": type(self).__name__, "label_names": self.label_names}
+
+
+def count_of(logits: Tensor) -> Tensor:
+    """The number of rows, as a tensor on the same device."""
+    return torch.full((), float(len(logits)), device=logits.device)
