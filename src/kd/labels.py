@@ -49,8 +49,8 @@ def plain_numbers(table: Table, column: str, texts: list[str | None]) -> list[st
             f"{float(text):g}" for text in [text for text in sorted(found) if not WHOLE.fullmatch(text)][:3]
         )
         raise UserError(
-            f"{table.where}: the label column {column!r} holds real numbers ({examples}, ...). kd has classification "
-            "only: give a column with classes, or make classes of the numbers, such as low and high."
+            f"{table.where}: the label column {column!r} holds real numbers ({examples}, ...), and your own data "
+            "can have classes only: give a column with classes, or make classes of the numbers, such as low and high."
         )
     else:
         return texts
