@@ -95,7 +95,8 @@ def remove_if_empty(output: Path) -> None:
     """Hydra made it, and the day's directory around it; leave none behind."""
     with contextlib.suppress(OSError):
         output.rmdir()
-        output.parent.rmdir()
+        if output.parent.parent.name == "runs":
+            output.parent.rmdir()
 
 
 def start(cfg: DictConfig) -> float | None:
