@@ -13,6 +13,7 @@ from kd.architecture import (
     FAMILIES,
     SHAPE,
     architecture,
+    container,
     family,
     named_architecture,
     positions,
@@ -252,13 +253,19 @@ def check_cache(cache: Path) -> None:
 
 
 def check_own_data(cfg: DictConfig) -> None:
-    """Raises UserError for files that are not there, and for settings that are no columns or labels."""
+    """Raises UserError for files that are not there or not right, and for settings that are no columns or labels."""
     data = cfg.data
     if "label_names" in data and not (data.label_names is None or isinstance(data.label_names, ListConfig)):
         raise UserError(f"data.label_names={data.label_names}: give a list, such as [negative,positive].")
     if "files" in data.source:
-        files.check_paths({split: data[split] for split in ("train", "validation", "test")})
-    if "text" in data.source:
+        own = container(data)
+        settings = files.Settings(
+            *(own[key] for key in ("label_names", "validation_share", "split_seed", "drop_empty"))
+        )
+        files.check(
+            {split: own[split] for split in ("train", "validation", "test")}, own["text"], own["label"], settings
+        )
+    elif "text" in data.source:
         columns.as_set(data.text, data.label)
 
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +53,35 @@ def read(
     label_names: Sequence[Any] | None, validation_share: float, split_seed: int, drop_empty: bool,
 ) -> TextData:  # fmt: skip
     """The files of ``train`` and, where given, ``validation`` and ``test``."""
+    tables, columns = opened(files, text, label)
+    return assemble(name, tables, columns, Settings(label_names, validation_share, split_seed, drop_empty))
+
+
+def opened(
+    files: dict[str, str | None], text: str | Sequence[str] | None, label: str | None
+) -> tuple[dict[str, Table], Columns]:
     tables = {split: read_table(path) for split, path in check_paths(files).items()}
     columns = choose(tables["train"], text, label)
     for split in tables:
         tables[split].require([*columns.text, columns.label], "name its columns as in the training file")
-    return assemble(name, tables, columns, Settings(label_names, validation_share, split_seed, drop_empty))
+    return tables, columns
+
+
+def check(files: dict[str, str | None], text: Any, label: Any, settings: Settings) -> None:
+    """Reads the files as ``read`` will and says nothing, so that what is wrong is answered before torch is loaded."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        arranged(*opened(files, text, label), settings)
 
 
 def assemble(name: str, tables: dict[str, Table], columns: Columns, settings: Settings) -> TextData:
-    """Tables to TextData: rows checked, labels named and numbered, a missing validation part split off."""
+    parts, names = arranged(tables, columns, settings)
+    in_order = [split for split in ("train", "validation", "test") if split in parts]
+    splits: dict[str, Any] = {split: dataset(parts[split], names) for split in in_order}
+    return TextData(name, splits, names, content(parts, names), text_columns=columns.text)
+
+
+def arranged(tables: dict[str, Table], columns: Columns, settings: Settings) -> tuple[dict[str, Part], list[str]]:
+    """The rows of each split, checked, a missing validation part split off; and the labels' names, in order."""
     parts = {}
     for split, table in tables.items():
         if split == "test" and unlabelled(table, columns):
@@ -74,9 +96,7 @@ def assemble(name: str, tables: dict[str, Table], columns: Columns, settings: Se
     if "validation" not in parts:
         parts["train"], parts["validation"] = split_off(train, settings.validation_share, settings.split_seed)
     say_overlap(parts)
-    in_order = [split for split in ("train", "validation", "test") if split in parts]
-    splits: dict[str, Any] = {split: dataset(parts[split], names) for split in in_order}
-    return TextData(name, splits, names, content(parts, names), text_columns=columns.text)
+    return parts, names
 
 
 def dataset(part: Part, names: Sequence[str]) -> Any:
