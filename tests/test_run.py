@@ -62,7 +62,7 @@ def test_the_report(finished: Finished) -> None:
     for figures in report["models"].values():
         assert 0 < figures["latency_ms_p50"] <= figures["latency_ms_p95"]
         assert figures["rows_per_second"] > 0
-        assert {"accuracy", "macro_f1"} == set(figures["test"]) == set(figures["validation"])
+        assert {"accuracy", "macro_f1", "mcc", "auroc"} == set(figures["test"]) == set(figures["validation"])
     student, quantized = report["models"]["student"], report["models"]["student-int8_qat"]
     assert student["weights_bytes"] == (directory / "student" / "model.safetensors").stat().st_size
     assert quantized["weights_bytes"] <= 0.30 * student["weights_bytes"]
