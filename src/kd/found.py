@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kd.errors import UserError
-from kd.resume import HARMLESS
+from kd.resume import HARMLESS, leaves
 
 NAMES = ("data", "teacher", "student", "method", "quant")
 # What does not determine the scores of a run that finished.
@@ -28,15 +28,6 @@ class Run:
     settings: dict[str, Any]
     seed: int
     finished: float  # when its report was written
-
-
-def leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``(dotted key, value)`` of every setting; a list is one value."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:  # 1 and 1.0 are one setting
-            yield f"{prefix}{key}", int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_config(path: Path) -> dict[str, Any]:

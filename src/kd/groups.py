@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kd.command_line import conf_dir
-from kd.found import NAMES, Run, leaves
+from kd.found import NAMES, Run
+from kd.resume import leaves
 
 NONE = "–"  # a group has no such setting
 

@@ -5,6 +5,7 @@ Nothing heavy is imported, so that a wrong directory is answered at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def stored(directory: Path, given: DictConfig, named: list[str]) -> DictConfig:
     wrong = []
     for key in named:
         if key == "experiment":  # a recipe leaves no name behind: its settings are compared
-            differing = sorted(set(flat(settings_of(earlier)).items()) ^ set(flat(settings_of(given)).items()))
+            both = [{(name, str(value)) for name, value in leaves(settings_of(cfg))} for cfg in (earlier, given)]
+            differing = sorted(both[0] ^ both[1])
             wrong += [f"experiment: {name} differs" for name, _ in differing[:1]]
         elif is_harmless(key):
             OmegaConf.update(earlier, key, OmegaConf.select(given, key), merge=False)
@@ -120,11 +122,10 @@ def shown(cfg: DictConfig, key: str) -> str:
     return str(value.get("name", value) if isinstance(value, dict) else value)
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+def leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``(dotted key, value)`` of every setting; a list is one value."""
     for key, value in node.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = str(value)
-    return found
+            yield from leaves(value, f"{prefix}{key}.")
+        else:  # 1 and 1.0 are one setting
+            yield f"{prefix}{key}", int(value) if isinstance(value, float) and value.is_integer() else value
