@@ -17,7 +17,8 @@ from kd.errors import UserError, nearest
 from kd.fit import FitSettings
 from kd.losses import Loss
 from kd.overrides import check_model
-from kd.tasks import Task
+from kd.sources import TextData
+from kd.tasks import NAMES, Task
 
 
 def build(node: DictConfig, **more: Any) -> Any:
@@ -28,6 +29,17 @@ def build(node: DictConfig, **more: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
         raise UserError(argument_error(node, error)) from error
+
+
+def make_task(node: DictConfig | str | None, data: TextData) -> Task:
+    """The task that data.task names, or that a ``_target_`` does; null: the one that the data's source found."""
+    if isinstance(node, DictConfig):
+        task: Task = build(node, label_names=data.label_names)
+        return task
+    name = node or data.task
+    if name not in NAMES:
+        raise UserError(f"data.task={name}:{nearest(str(name), NAMES)} Known: {', '.join(NAMES)}.")
+    return NAMES[name](data.label_names)
 
 
 def find_target(name: str) -> Any:

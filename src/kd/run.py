@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd import loggers, models, quantization, report
 from kd.architecture import container
-from kd.build import build, build_losses, fit_settings, quantization_settings
+from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
 from kd.callbacks import QuantizationCallback
 from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule
@@ -48,7 +48,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     output, cache = Path(cfg.paths.output), Path(cfg.paths.cache).expanduser()
     settings, quant = fit_settings(cfg), quantization_settings(cfg)
     data = build(cfg.data.source)
-    task: Task = build(cfg.data.task, label_names=data.label_names)
+    task = make_task(cfg.data.task, data)
     task.see(data.splits["train"]["label"])
     L.seed_everything(cfg.seed, verbose=False)
     losses = build_losses(cfg, task)

@@ -17,7 +17,8 @@ class TextData:
     """Splits (``train``, ``validation``, perhaps ``test``) with columns ``text``, ``label``, for pairs ``text_pair``.
 
     ``key`` is a hash of the content. ``tokenizer`` is the data's own, for models that bring none. ``text_columns`` is
-    what the one or two text columns are called where the data come from.
+    what the one or two text columns are called where the data come from. ``task`` is the name of the task that the
+    labels make, where the source can tell.
     """
 
     name: str
@@ -26,6 +27,7 @@ class TextData:
     key: str
     tokenizer: Any = field(default=None, repr=False)
     text_columns: tuple[str, ...] = ("text",)
+    task: str | None = None
 
 
 def stored(

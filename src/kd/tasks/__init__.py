@@ -9,9 +9,15 @@ from kd.tasks.multilabel import Multilabel
 from kd.tasks.ordinal import Ordinal
 from kd.tasks.regression import Regression
 
-__all__ = ["Classification", "Decision", "Multilabel", "Ordinal", "Regression", "Task", "restored"]
+__all__ = ["NAMES", "Classification", "Decision", "Multilabel", "Ordinal", "Regression", "Task", "restored"]
 
-KINDS: dict[str, type[Task]] = {kind.__name__: kind for kind in (Classification, Multilabel, Ordinal, Regression)}
+NAMES: dict[str, type[Task]] = {  # what data.task may say
+    "classification": Classification,
+    "multilabel": Multilabel,
+    "regression": Regression,
+    "ordinal": Ordinal,
+}
+KINDS: dict[str, type[Task]] = {kind.__name__: kind for kind in NAMES.values()}
 
 
 def restored(stored: Mapping[str, Any]) -> Task:
