@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kd import datamodule
-from kd.datamodule import Batches, Draw, TextDataModule, pad, tokenizer_key
+from kd import encoding
+from kd.batches import Batches, Draw
+from kd.datamodule import TextDataModule
+from kd.encoding import pad, tokenizer_key
 from kd.sources import TextData
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 103)
@@ -64,7 +66,7 @@ def test_texts_are_tokenised_once(text: TextData, tmp_path: Path, monkeypatch: p
     def never(*_: object) -> None:
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(datamodule.Encode, "__call__", never)
+    monkeypatch.setattr(encoding.Encode, "__call__", never)
     again = TextDataModule(text, tokenizers, tmp_path)
     assert first.splits["train"][Draw([0, 1], {})]["student"]["input_ids"].equal(
         again.splits["train"][Draw([0, 1], {})]["student"]["input_ids"]

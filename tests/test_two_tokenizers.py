@@ -87,9 +87,9 @@ def test_each_reads_with_its_own_and_losses_on_tokens_name_what_differs(lines: l
     assert len(teacher["input_ids"]) != len(student["input_ids"])
     assert set(teacher) == {"input_ids", "attention_mask"}
     for method in ("logit", "pkd"):
-        check_token_level(build_losses(compose([*lines, f"method={method}"]), TASK), pair)
+        check_token_level(build_losses(compose([*lines, f"method={method}"]), TASK), pair, TASK)
     with pytest.raises(UserError) as caught:
-        check_token_level(build_losses(compose([*lines, "method=feature"]), TASK), pair)
+        check_token_level(build_losses(compose([*lines, "method=feature"]), TASK), pair, TASK)
     assert "have different tokenizers (position 0: '[PAD]' in the student's vocabulary against '<s>')" in str(
         caught.value
     )

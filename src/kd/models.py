@@ -37,7 +37,7 @@ def random_model(architecture: dict[str, Any], task: Task, tokenizer: Any = None
     for name in special_ids(config) if tokenizer is not None else ():
         setattr(config, name, getattr(tokenizer, name))
     model = task.auto_class().from_config(config, dtype=torch.float32)
-    task.start_head(head_linear(model))
+    start_head(model, task)
     return model.eval()
 
 
@@ -91,7 +91,7 @@ def load_model(directory: Path, task: Task) -> Loaded:
     if lost:
         raise UserError(f"{directory}: the weights file lacks {', '.join(sorted(lost)[:5])} of the encoder.")
     if not has_head:
-        task.start_head(head_linear(model))
+        start_head(model, task)
     return Loaded(model.eval(), has_head)
 
 
@@ -173,6 +173,12 @@ def bare(layer: nn.Module, norm_name: str, linear_name: str) -> None:
     setattr(layer, norm_name, nn.Identity())
 
 
+def start_head(model: Any, task: Task) -> None:
+    """A new head as the task would have it; one of a vocabulary is no head of the task's."""
+    if task.outputs:
+        task.start_head(head_linear(model))
+
+
 def head_linear(model: Any) -> nn.Linear:
     """The layer that gives the logits."""
     size = model.config.num_labels
@@ -182,6 +188,8 @@ def head_linear(model: Any) -> nn.Linear:
 
 def reorder_labels(model: Any, task: Task) -> bool:
     """Permutes the head so that its labels stand in the task's order. False if the names do not allow it."""
+    if not task.outputs:
+        return True
     if len(task.outputs) == 1 == model.config.num_labels:  # one number, whatever it is called
         name_labels(model, task)
         return True

@@ -22,6 +22,7 @@ from kd.table import rows as rows  # also reached as report.rows and report.tabl
 from kd.table import scored
 from kd.table import table as table
 from kd.tasks.base import Decision, Task
+from kd.units import logits_at
 
 LATENCY_SHAPE = (1, 32)
 THROUGHPUT_SHAPE = (32, 64)
@@ -43,16 +44,19 @@ class Entry:
 
 
 @torch.no_grad()
-def logits_of(model: Any, data: TextDataModule, split: str, role: str, device: torch.device, title: str) -> Tensor:
-    """Logits of every row of a split, in the order of the rows, on the CPU."""
+def logits_of(
+    model: Any, data: TextDataModule, split: str, role: str, task: Task, device: torch.device, title: str
+) -> Tensor:
+    """What the task keeps of the logits of every unit of a split, in the order of the rows, on the CPU."""
     model.to(device).eval()
-    loader = data.score_loader(split)
+    loader, counts = data.score_loader(split), data.splits[split].units.counts["labels"]
     found: dict[int, Tensor] = {}
     for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0, disable=rank() > 0):
         inputs = {name: tensor.to(device) for name, tensor in batch[role].items()}
-        for row, logits in zip(batch["rows"].tolist(), model(**inputs).logits.float().cpu(), strict=True):
-            found[row] = logits
-    return torch.stack([found[row] for row in range(len(found))])
+        digest = task.digest(logits_at(model, **inputs).float(), batch["labels"].to(device)).cpu()
+        rows = batch["rows"].tolist()
+        found |= dict(zip(rows, torch.split(digest, counts[rows].tolist()), strict=True))
+    return torch.cat([found[row] for row in range(len(found))])
 
 
 def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: torch.device) -> None:
@@ -61,12 +65,12 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
     What was scored earlier is not run again.
     """
     for split in [name for name in ("validation", "test") if name in data.splits]:
-        labels = data.splits[split].labels
         for entry in entries:
             if split not in entry.logits:
                 title = f"Scoring {entry.name} on {split}"
                 where = torch.device("cpu") if entry.quantized else device  # torchao's int8 is converted for the CPU
-                entry.logits[split] = logits_of(entry.model, data, split, entry.role, where, title)
+                entry.logits[split] = logits_of(entry.model, data, split, entry.role, task, where, title)
+            labels = entries[0].logits[split] if task.scored_against_teacher else data.splits[split].labels
             if split == "validation":
                 entry.decision = task.decide(entry.logits[split], labels)
             metrics = task.metrics(entry.decision)
@@ -74,8 +78,8 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
             entry.figures[split] = {name: float(value) for name, value in metrics.compute().items()}
             own, teachers = (task.answers(one.logits[split], one.decision) for one in (entry, entries[0]))
             entry.figures[f"{split}_agreement"] = task.agreement(own, teachers)
-            best = entries[0].figures[split][task.select]
-            entry.figures[f"{split}_retention"] = entry.figures[split][task.select] / best if best else 0.0
+            scores = [one.figures[split][task.select] for one in (entry, entries[0])]
+            entry.figures[f"{split}_retention"] = task.retention(*scores)
 
 
 def measure(entries: Sequence[Entry], seconds: float) -> None:
