@@ -139,20 +139,23 @@ def sentence(report: dict[str, Any]) -> str:
     split = scored(student)
     ratio = models["teacher"]["weights_bytes"] / student["weights_bytes"]
     size = f"{ratio:.1f} times fewer" if ratio >= 1 else f"{1 / ratio:.1f} times more"
-    text = (
-        f"The student keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select} with {size} "
-        f"bytes of weights; {split} has {report['rows'][split]} rows."
-    )
+    kept = f"keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select}"
+    if not report["higher_is_better"]:
+        kept = (
+            f"has {student[split][select] / models['teacher'][split][select]:.2f} times the teacher's {split} {select}"
+        )
+    text = f"The student {kept} with {size} bytes of weights; {split} has {report['rows'][split]} rows."
     if not report["teacher_beats_chance"]:
         text = "The teacher does not beat guessing, so retention and agreement say nothing."
     elif not report["student_beats_chance"]:
         text = f"The student does not beat guessing: it has learned nothing that {split} shows. Train it longer."
     if last is student:
         return text
-    change = 100 * (last[split][select] - student[split][select])
+    change = last[split][select] - student[split][select]
+    points = f"{100 * change:+.2f} points" if report["higher_is_better"] else f"{change:+.2f} {select}"
     text += (
         f" {names[-1]} takes {100 * last['weights_bytes'] / student['weights_bytes']:.0f} % of the float student's "
-        f"bytes at {change:+.2f} points."
+        f"bytes at {points}."
     )
     if "latency_ms_p50" in last:
         ratio = last["latency_ms_p50"] / student["latency_ms_p50"]
