@@ -19,7 +19,7 @@ from kd.command_line import compose
 from kd.errors import UserError
 from kd.models import load_tokenizer, random_model
 from kd.pair import check_token_level, find_pair, first_difference
-from kd.tasks import Classification
+from kd.tasks import Classification, MaskedLM
 
 TASK = Classification(demo.LABELS)
 
@@ -94,6 +94,16 @@ def test_each_reads_with_its_own_and_losses_on_tokens_name_what_differs(lines: l
         caught.value
     )
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_losses_on_tokens_need_equal_lengths() -> None:
+    lines = ["data=demo", "teacher=minilm_l6", "student=layers", "data.max_length=32", "teacher.max_length=64"]
+    for method in ("logit", "pkd"):
+        build_losses(compose([*lines, f"method={method}"]), TASK)
+    with pytest.raises(UserError, match=r"different lengths \(teacher.max_length=64, data.max_length=32\)"):
+        build_losses(compose([*lines, "method=feature"]), TASK)
+    with pytest.raises(UserError, match="method.soft compares logits token by token"):
+        build_losses(compose([*lines, "method=logit"]), MaskedLM())
 
 
 def test_the_first_token_that_differs_is_named() -> None:
