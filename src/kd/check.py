@@ -258,6 +258,8 @@ def check_cache(cache: Path) -> None:
 def check_own_data(cfg: DictConfig) -> None:
     """Raises UserError for files that are not there or not right, and for settings that are no columns or labels."""
     data = cfg.data
+    if "task" in data.source and isinstance(data.task, DictConfig):
+        raise UserError(f"data.task: your own data take a task by its name: {', '.join(KINDS)}.")
     if "label_names" in data and not (data.label_names is None or isinstance(data.label_names, ListConfig)):
         raise UserError(f"data.label_names={data.label_names}: give a list, such as [negative,positive].")
     if "files" in data.source:

@@ -93,19 +93,17 @@ def guess(table: Table, texts: tuple[str, ...], label: str | None, task: str | N
 
 
 def token_columns(table: Table, texts: tuple[str, ...], label: str | None, task: str | None) -> Columns | None:
-    """Tokens and tags: for that task, or where a column of the usual name has lists and no other reads like a text."""
-    names = list(table.columns)
-    lists = [name for name in texts or names if holds_lists(table, name)]
-    if task is None and (not lists or (not texts and named_texts([name for name in names if name not in lists]))):
-        return None
+    """Tokens and tags: for that task, or where both hold lists and no other column reads like a text; else None."""
     if task not in (None, "token_classification"):
         return None
-    found = texts or one([name for name in (lists or names) if name.lower() in TOKENS])
+    names = list(table.columns)
+    lists = [name for name in names if holds_lists(table, name)]
+    rivals = () if texts else named_texts([name for name in names if name not in lists])
+    texts = texts or one([name for name in lists or names if name.lower() in TOKENS])
     if label is None:
-        label = only([name for name in names if name.lower() in TAGS and name not in found])
-    if task is None and not (found and label is not None and holds_lists(table, label)):
-        return None
-    return Columns(found, label)
+        label = only([name for name in names if name.lower() in TAGS and name not in texts])
+    seen = len(texts) == 1 and texts[0] in lists and label in lists and not rivals
+    return Columns(texts, label) if task is not None or seen else None
 
 
 def holds_lists(table: Table, name: str) -> bool:

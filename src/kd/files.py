@@ -17,7 +17,7 @@ from kd.columns import Columns, choose
 from kd.errors import UserError
 from kd.labels import KINDS, Kind
 from kd.labels.detect import detect
-from kd.parts import Part, check_seen, say_overlap, say_untrained, split_off, without_gaps
+from kd.parts import Part, check_seen, say_overlap, split_off, without_gaps
 from kd.sources import TextData
 from kd.store import content_key
 from kd.tables import Table, check_file, read_table
@@ -99,8 +99,7 @@ def arranged(tables: Mapping[str, Table], columns: Columns, settings: Settings) 
     kind.settle(train)
     for part in parts.values():
         kind.convert(part)
-    say_untrained(kind.names, train, kind.singles)
-    check_seen(parts, kind.seen(train), kind.singles)
+    check_seen(parts, kind)
     if "validation" not in parts:
         parts["train"], parts["validation"] = split_off(
             train, settings.validation_share, settings.split_seed, kind.even

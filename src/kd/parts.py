@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd.columns import Columns
 from kd.errors import UserError, nearest
 from kd.sources import stratified
 from kd.tables import Table, is_missing
+
+if TYPE_CHECKING:
+    from kd.labels import Kind
 
 SHOWN = 5  # row numbers in a message
 
@@ -79,17 +82,17 @@ def has_text(text: str | tuple[str, ...]) -> bool:
     return any(piece.strip() for piece in text)  # a letter of a text, or a token of several
 
 
-def say_untrained(names: Sequence[str], train: Part, singles: Callable[[Any], Iterable[str]]) -> None:
-    trained = {name for label in train.labels for name in singles(label)}
-    empty = [name for name in names if name not in trained] if trained else []
+def check_seen(parts: dict[str, Part], kind: Kind) -> None:
+    """Says which labels have no training row. Raises UserError for those that are scored all the same."""
+    trained = {name for label in parts["train"].labels for name in kind.singles(label)}
+    empty = [name for name in kind.names if name not in trained] if trained else []
     if empty:
         print(f"Labels without a training row: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}")
-
-
-def check_seen(parts: dict[str, Part], seen: Collection[str], singles: Callable[[Any], Iterable[str]]) -> None:
-    """Raises UserError for labels that are scored but not among those ``seen``; ``singles`` are those of a row."""
+    seen = {*kind.names} if kind.listed else trained
     for split, part in parts.items():
-        unseen = Counter(name for label in part.labels for name in dict.fromkeys(singles(label)) if name not in seen)
+        unseen = Counter(
+            name for label in part.labels for name in dict.fromkeys(kind.singles(label)) if name not in seen
+        )
         if unseen:
             listed = ", ".join(
                 f"{label!r} in {count} row{'s' * (count > 1)}" for label, count in unseen.most_common(SHOWN)
@@ -98,7 +101,8 @@ def check_seen(parts: dict[str, Part], seen: Collection[str], singles: Callable[
             first = unseen.most_common(1)[0][0]
             raise UserError(
                 f"{part.table.where}: {split} has labels that no training row has: {listed}{more}."
-                f"{nearest(first, seen)} Correct them, or add such rows to the training data."
+                f"{nearest(first, seen)} Correct them, or add such rows to the training data"
+                f"{', or list all labels as data.label_names' * kind.listed}."
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kd.columns import Columns
@@ -17,11 +17,13 @@ class Kind:
     """The labels of one task. ``part`` reads a table, ``settle`` fixes ``names`` by the training rows, ``convert``
     puts them into a part, and ``data`` makes the columns of the data set.
 
-    ``even`` kinds have one label a row out of few, which a split can share out alike.
+    ``even`` kinds have one label a row out of few, which a split can share out alike. ``listed`` ones may be scored on
+    labels without a training row, if data.label_names has them.
     """
 
     task: str
     even = False
+    listed = True
 
     def __init__(self, columns: Columns, wanted: Sequence[Any] | None) -> None:
         """``wanted`` is data.label_names."""
@@ -57,10 +59,6 @@ class Kind:
     def singles(self, label: Any) -> Iterable[str]:
         """The names in one row's label."""
         return ()
-
-    def seen(self, train: Part) -> Collection[str]:
-        """The names that may be scored."""
-        return self.names
 
     def number(self, label: Any) -> Any:
         """A row's label as the task takes it."""

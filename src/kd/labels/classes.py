@@ -20,6 +20,7 @@ BOOLEANS = {"false", "true"}
 class Classes(Kind):
     task = "classification"
     even = True
+    listed = False
     renamed: dict[str, str]
 
     def read(self, table: Table) -> list[str | None]:
@@ -37,9 +38,6 @@ class Classes(Kind):
 
     def singles(self, label: str) -> Iterable[str]:
         return (label,)
-
-    def seen(self, train: Part) -> Collection[str]:
-        return set(train.labels)
 
     def number(self, label: str) -> int:
         return self.names.index(label)

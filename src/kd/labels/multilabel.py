@@ -25,14 +25,15 @@ class Several(Kind):
     def read(self, table: Table) -> list[Any]:
         """Strings as they stand, lists as tuples of names or numbers."""
         values = [None if is_missing(value) else value for value in table.column(self.column)]
-        form: type | None = None
-        found = []
+        shape = next((type(value) for value in values if isinstance(value, str | list)), list)
+        form: type | None = None  # of the labels in lists
+        found: list[Any] = []
         for row, value in zip(table.rows, values, strict=True):
             where = f"{table.where}, {table.unit} {row}"
-            if value is not None and not isinstance(value, str | list):
+            if value is not None and not isinstance(value, shape):
                 raise UserError(
                     f"{where}: the label column {self.column!r} holds {value!r}. Several labels a row are a list of "
-                    "them (JSON lines, parquet), or one string such as joy, anger."
+                    "them (JSON lines, parquet), or one string such as joy, anger, in all rows alike."
                 )
             kinds = {kind_of(one) for one in value} if isinstance(value, list) else set()
             if not kinds <= {str, int} or len(kinds | ({form} - {None})) > 1:
@@ -83,11 +84,14 @@ class Several(Kind):
     def split(self, part: Part, row: int, label: Any) -> tuple[str, ...]:
         if not isinstance(label, str):
             return tuple(label)
+        where = f"{part.table.where}, {part.table.unit} {row}: "
+        if self.separator is None and label.strip():
+            raise UserError(f"{where}the labels {label!r} are text, and those of train are lists. Write them alike.")
         pieces = tuple(piece.strip() for piece in label.split(self.separator)) if label.strip() else ()
         if "" in pieces:
             raise UserError(
-                f"{part.table.where}, {part.table.unit} {row}: nothing stands on one side of a {self.separator!r} in "
-                f"the labels {label!r} (column {self.column!r}). Take it out."
+                f"{where}nothing stands on one side of a {self.separator!r} in the labels {label!r} (column "
+                f"{self.column!r}). Take it out."
             )
         return pieces
 

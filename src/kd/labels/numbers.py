@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from kd.columns import Columns
 from kd.errors import UserError
 from kd.labels.base import Kind
 from kd.labels.classes import REAL, label_texts
@@ -42,20 +44,21 @@ class Unlabelled(Kind):
 
     task = "masked_lm"
 
-    def read(self, table: Table) -> list[Any]:
-        return [()] * len(table.rows)
-
-    def settle(self, train: Part) -> None:
+    def __init__(self, columns: Columns, wanted: Sequence[Any] | None) -> None:
+        super().__init__(columns, wanted)
         if self.wanted is not None:
             raise UserError(f"data.label_names={self.wanted}: data.task={self.task} has no labels. Leave it out.")
-        self.check_texts(train)
+        self.check_columns()
 
-    def check_texts(self, train: Part) -> None:
+    def check_columns(self) -> None:
         if len(self.columns.text) > 1:
             raise UserError(
-                f"{train.table.where}: data.task=masked_lm reads one text a row, and {', '.join(self.columns.text)} "
-                f"are two: data.text={self.columns.text[0]}."
+                f"data.task=masked_lm reads one text a row, and {', '.join(self.columns.text)} are two: "
+                f"data.text={self.columns.text[0]}."
             )
+
+    def read(self, table: Table) -> list[Any]:
+        return [()] * len(table.rows)
 
     def data(self, part: Part) -> dict[str, list[Any]]:
         columns = super().data(part)
@@ -68,15 +71,15 @@ class Similarities(Unlabelled):
 
     task = "feature_extraction"
 
-    def read(self, table: Table) -> list[Any]:
-        return super().read(table) if self.columns.label is None else numbers(table, self.column)
-
-    def check_texts(self, train: Part) -> None:
+    def check_columns(self) -> None:
         if self.columns.label is not None and len(self.columns.text) == 1:
             raise UserError(
                 f"data.label={self.columns.label}: data.task=feature_extraction takes a label for pairs of texts only, "
                 "how similar they are. Leave it out, or give two columns: data.text=[FIRST,SECOND]."
             )
+
+    def read(self, table: Table) -> list[Any]:
+        return super().read(table) if self.columns.label is None else numbers(table, self.column)
 
     def data(self, part: Part) -> dict[str, list[Any]]:
         return super().data(part) if self.columns.label is None else Kind.data(self, part)

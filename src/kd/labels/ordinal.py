@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from kd.errors import UserError
 from kd.labels.classes import WHOLE, Classes, in_order, name_labels
@@ -13,6 +13,7 @@ MOST = 1000  # levels that are looked at: a scale has few
 
 class Levels(Classes):
     task = "ordinal"
+    listed = True
 
     def settle(self, train: Part) -> None:
         """Raises UserError where the labels are no scale."""
@@ -26,9 +27,6 @@ class Levels(Classes):
             check_scale(f"{train.table.where}: the levels in the column {self.column!r} are", found)
         self.names, self.renamed = name_labels(train.table, self.column, train.labels, self.wanted)
         print(f"Levels: {' < '.join(self.names)}")
-
-    def seen(self, train: Part) -> Collection[str]:
-        return self.names  # the scale is known, also where no training row is
 
 
 def check_scale(where: str, found: Sequence[str]) -> None:
