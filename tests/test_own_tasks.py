@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT
-from test_files import GOOD, put, read
+from conftest import ROOT, STORE
+from test_files import GOOD, SHORT, command, put, read
 
 from kd import demo, tasks
 from kd.build import make_task
@@ -292,7 +292,7 @@ REFUSED: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("a.csv", csv([1.5, 2] * 3), "neither classes nor levels", {"task": "ordinal"}),
     ("a.csv", csv([1] * 3), "every row has the level '1'", {"task": "ordinal"}),
     ("a.jsonl", [TAGGED, TAGGED | {"ner_tags": ["O"]}],
-     "line 2: 2 tokens in the column 'tokens', but 1 tags in the column 'ner_tags'", {}),
+     "line 2: the row has 2 tokens (column 'tokens'), but 1 tag (column 'ner_tags'). Each", {}),
     ("a.jsonl", [TAGGED, TAGGED | {"ner_tags": ["O", "PER"]}],
      "line 2, token 2: the tag 'PER' is not of the BIO scheme, which has O, B-x and I-x. Correct it", {}),
     ("a.jsonl", [TAGGED | {"ner_tags": ["S-PER", "O"]}], "looks like IOBES or BILOU", {}),
@@ -302,6 +302,7 @@ REFUSED: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("a.jsonl", [TAGGED], "lacks the tag 'B-PER'", {"label_names": ["O", "B-PRE"]}),
     ("a.jsonl", [TAGGED | {"ner_tags": ["O", "O"]}], "every token has the tag 'O'", {}),
     ("a.jsonl", [TAGGED | {"tokens": [1, 2]}], "1 in the column 'tokens' is no token", {}),
+    ("a.jsonl", [TAGGED | {"tokens": ["Ann", "\ud800"]}], "line 1: the text has half of a surrogate pair", {}),
     ("a.csv", "tokens,tags\na b,O O\n", "the column 'tokens' holds str values", {"task": "token_classification"}),
     ("a.conll", "Ann B-PER\nLee\n", "line 2: 'Lee' is no token with its tag", {}),
     ("a.conll", "Ann\n", "line 1: 'Ann' is no token with its tag", {}),
@@ -366,3 +367,21 @@ def test_a_task_that_the_labels_are_not_for_is_refused() -> None:
         check_fit("ordinal", "demo", data.splits["train"].remove_columns("label"))
     with pytest.raises(UserError, match="data.task=None"):
         make_task(None, data)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STORE.is_dir(), reason="the store is not beside this checkout")
+@pytest.mark.parametrize(
+    ("values", "task", "metric"),
+    [([0.5, 1.25, 3], "regression", "pearson"), (["joy, anger", "joy", ""], "multilabel", "micro_f1")],
+)
+def test_from_a_csv_file_to_a_report(tmp_path: Path, values: list[Any], task: str, metric: str) -> None:
+    put(tmp_path, csv(values * 40))
+    told = [] if task == "regression" else [f"data.task={task}"]
+    done = command(tmp_path, str(ROOT / "train.py"), "data=files", "data.train=reviews.csv", *told, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "Validation: 12 of 120 rows split off" in done.stdout
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert metric in report["models"]["student"]["validation"]
+    stored = json.loads((tmp_path / "run" / "student" / "kd.json").read_text())["task"]
+    assert stored["kind"].lower() == task

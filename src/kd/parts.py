@@ -43,11 +43,17 @@ def text_values(table: Table, column: str) -> list[str]:
                 "values, not text."
             )
         values.append("" if is_missing(value) else str(value))
-        if not values[-1].isascii() and any("\ud800" <= letter <= "\udfff" for letter in values[-1]):
+        check_letters(table, row, values[-1])
+    return values
+
+
+def check_letters(table: Table, row: int, *texts: str) -> None:
+    """Raises UserError for what JSON can say and Unicode cannot."""
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UserError(
                 f"{table.where}, {table.unit} {row}: the text has half of a surrogate pair, which no file can hold."
             )
-    return values
 
 
 def without_gaps(part: Part, columns: Columns, drop: bool) -> Part:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kd.errors import UserError, nearest
 from kd.labels.base import Kind, check_alike
-from kd.parts import Part
+from kd.parts import Part, check_letters
 from kd.tables import Table, is_missing
 
 BIO = re.compile(r"O|[BI]-\S.*")
@@ -23,8 +23,9 @@ class Tags(Kind):
         for row, (tokens,), tags in zip(part.rows, part.texts, part.labels, strict=True):
             if tags is not None and len(tokens) != len(tags):
                 raise UserError(
-                    f"{place(table, row)}: {len(tokens)} tokens in the column {self.columns.text[0]!r}, but "
-                    f"{len(tags)} tags in the column {self.column!r}. Each token has one tag: correct that row."
+                    f"{place(table, row)}: the row has {counted(len(tokens), 'token')} (column "
+                    f"{self.columns.text[0]!r}), but {counted(len(tags), 'tag')} (column {self.column!r}). Each token "
+                    "has one tag: correct that row."
                 )
         return part
 
@@ -36,7 +37,10 @@ class Tags(Kind):
         for row, tokens in zip(table.rows, rows_of(table, column), strict=True):
             wrong = [token for token in tokens or () if not isinstance(token, str)]
             if wrong:
-                raise UserError(f"{place(table, row)}: {wrong[0]!r} in the column {column!r} is no token but a number.")
+                raise UserError(
+                    f"{place(table, row)}: {wrong[0]!r} in the column {column!r} is no token: write it as text."
+                )
+            check_letters(table, row, *tokens or ())
             found.append((tuple(tokens or ()),))
         return found
 
@@ -109,6 +113,10 @@ class Tags(Kind):
 
 def alone(before: str, tag: str) -> bool:
     return tag.startswith("I-") and before[2:] != tag[2:]
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def place(table: Table, row: int) -> str:
