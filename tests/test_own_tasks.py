@@ -234,6 +234,7 @@ def test_unlabelled_test_files_are_left_out(tmp_path: Path, capsys: pytest.Captu
     for train, test, more in (
         (WIKI * 5, sentences([-1] * 4), {}),
         ([{"text": "a", "label": 0.5}, {"text": "b", "label": 1}], [{"text": "a", "label": None}], {}),
+        ([{"text": "a", "label": 0.5}, {"text": "b", "label": 1}], [{"text": "a", "label": -1.0}] * 2, {}),
         ([{"text": "a", "label": ["x", "y"]}] * 5, [{"text": "a", "label": []}], {}),
     ):
         data = read(jsonl(tmp_path, train), test=jsonl(tmp_path, test, "test.jsonl"), **more)
@@ -289,6 +290,7 @@ REFUSED: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("a.csv", csv([1, 2, 4, 5] * 3), "are 1, 2, 4, 5; no training row has 3. If the scale has that level all the same, "
      "list all of them: data.label_names=[1,2,3,4,5]", {"task": "ordinal"}),
     ("a.csv", csv(["bad", "good"] * 3), "are names (bad, good), and alphabetical order is no", {"task": "ordinal"}),
+    ("a.csv", csv([1, 2, 4] * 3), "lacks the label '4'", {"task": "ordinal", "label_names": [1, 2, 3]}),
     ("a.csv", csv([1.5, 2] * 3), "neither classes nor levels", {"task": "ordinal"}),
     ("a.csv", csv([1] * 3), "every row has the level '1'", {"task": "ordinal"}),
     ("a.jsonl", [TAGGED, TAGGED | {"ner_tags": ["O"]}],

@@ -47,8 +47,8 @@ class Kind:
         raise NotImplementedError
 
     def is_bare(self, labels: Sequence[Any]) -> bool:
-        """Whether no row has a label, as in the test files of competitions."""
-        return all(label is None for label in labels)
+        """Whether no row has a label, as in the test files of competitions, where often all are -1."""
+        return set(labels) <= {None} or set(labels) in ({"-1"}, {-1.0})
 
     def settle(self, train: Part) -> None:
         """Fixes ``names``. Raises UserError for labels that this task cannot have."""

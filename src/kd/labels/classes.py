@@ -26,9 +26,6 @@ class Classes(Kind):
     def read(self, table: Table) -> list[str | None]:
         return plain_numbers(table, self.column, label_texts(table, self.column))
 
-    def is_bare(self, labels: Sequence[Any]) -> bool:
-        return set(labels) <= {None} or set(labels) == {"-1"}
-
     def settle(self, train: Part) -> None:
         check_classes(train.table, self.column, train.labels)
         self.names, self.renamed = name_labels(train.table, self.column, train.labels, self.wanted)
@@ -138,7 +135,8 @@ def rename(found: list[str], classes: Sequence[str] | None, names: list[str]) ->
     numbers = all(WHOLE.fullmatch(text) for text in found)
     if numbers and classes is None and all(0 <= int(text) < len(names) for text in found):
         return {text: names[int(text)] for text in found}
-    if len(old) == len(names) and (numbers or classes is not None or set(found) <= BOOLEANS):
+    meant = not numbers or not set(found) & set(names)  # 1, 2, 4 for [1,2,3] are no other names but a slip
+    if meant and len(old) == len(names) and (numbers or classes is not None or set(found) <= BOOLEANS):
         return dict(zip(old, names, strict=True))
     absent = [text for text in found if text not in names]
     raise UserError(
