@@ -266,12 +266,15 @@ TAGGED = {"tokens": ["Ann", "Lee"], "ner_tags": ["B-PER", "O"]}
 ONE = {"text": "a", "label": ["x", "y"]}
 REFUSED: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("a.csv", csv(["joy", "anger"] * 3), "between several , or ; or | is expected, and none", {"task": "multilabel"}),
+    ("a.csv", csv(["joy", "anger", "anger, joy"] * 3), "'anger, joy' may be one label or several", {}),
     ("a.csv", csv(["a, b", "a|b"]), "have , and | in them ('a, b'; 'a|b')", {"task": "multilabel"}),
-    ("a.csv", csv(["a, b", "a,"]), "line 3: nothing stands on one side of a ','", {"task": "multilabel"}),
+    ("a.csv", csv(["a, b", "a,"]), "line 3: one of the labels 'a,' in the column 'score' is empty", {"task": "multilabel"}),
     ("a.csv", csv(["['a', 'b']"]), "lists that were written as text", {"task": "multilabel"}),
     ("a.csv", csv(["a, b", "a, c"]), "lacks the label 'c'", {"task": "multilabel", "label_names": ["a", "b"]}),
     ("a.jsonl", [ONE, {"text": "b", "label": ["x", 1]}], "line 2: the labels ['x', 1] in the column 'label' mix", {}),
     ("a.jsonl", [ONE, {"text": "b", "label": [1, 2]}], "line 2: the labels [1, 2] in the column 'label' mix", {}),
+    ("a.jsonl", [ONE, {"text": "b", "label": ["x", " "]}], "line 2: one of the labels ['x', ''] in the column", {}),
+    ("a.jsonl", [TAGGED | {"ner_tags": [[1], 0]}], "the tags in the column 'ner_tags' are numbers, such as [1]", {}),
     ("a.jsonl", [{"text": "b", "label": [0.5, 2]}], "mix kinds", {}),
     ("a.jsonl", [{"text": "b", "label": [0, 3]}, {"text": "b", "label": [1]}],
      "line 1: the label 3 in the column 'label' is out of range: data.label_names has 2 names, for 0 to 1",

@@ -82,17 +82,16 @@ class Several(Kind):
         ]
 
     def split(self, part: Part, row: int, label: Any) -> tuple[str, ...]:
-        if not isinstance(label, str):
-            return tuple(label)
         where = f"{part.table.where}, {part.table.unit} {row}: "
-        if self.separator is None and label.strip():
+        if not isinstance(label, str):
+            pieces = tuple(label)
+        elif self.separator is None and label.strip():
             raise UserError(f"{where}the labels {label!r} are text, and those of train are lists. Write them alike.")
-        pieces = tuple(piece.strip() for piece in label.split(self.separator)) if label.strip() else ()
+        else:
+            pieces = tuple(piece.strip() for piece in label.split(self.separator)) if label.strip() else ()
         if "" in pieces:
-            raise UserError(
-                f"{where}nothing stands on one side of a {self.separator!r} in the labels {label!r} (column "
-                f"{self.column!r}). Take it out."
-            )
+            shown = label if isinstance(label, str) else list(label)
+            raise UserError(f"{where}one of the labels {shown!r} in the column {self.column!r} is empty. Take it out.")
         return pieces
 
     def named(self, part: Part, row: int, labels: Sequence[str]) -> frozenset[str]:

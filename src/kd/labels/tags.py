@@ -53,7 +53,7 @@ class Tags(Kind):
 
     def named(self, table: Table, row: int, tags: Sequence[Any], names: Sequence[str] | None) -> tuple[str, ...] | None:
         """A row's tags by name; None where all are -1, as in test files without labels."""
-        if tags and set(tags) == {-1}:
+        if tags and all(tag == -1 for tag in tags):
             return None
         found = tuple(self.name(place(table, row), tag, names) for tag in tags)
         for i, tag in enumerate(found, start=1):
