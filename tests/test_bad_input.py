@@ -23,6 +23,7 @@ from kd.noise import silence
 
 PAGE = ROOT / "docs" / "bad-input.md"
 GOOD = "review,stars\n" + "".join(f"a good long film {i},good\na bad dull film {i},bad\n" for i in range(10))
+SCORES = "text,score\n" + "".join(f"a good film {i},{i / 7}\n" for i in range(20))
 OWN = "data=files data.train=reviews.csv teacher=minilm_l6 student=layers"
 DEMO = "experiment=demo hydra.run.dir=run"  # as the page shows TINY
 TINY = " ".join(
@@ -53,6 +54,21 @@ def own(what: str, text: str | bytes, more: str = "", **files: str | bytes) -> C
     line = f"{OWN} {more}".strip()
     others = {f"{name}.csv": content for name, content in files.items()}
     return Case(what, line, {"reviews.csv": text, **others})
+
+
+def lines(what: str, content: str, more: str = "") -> Case:
+    line = f"{OWN} {more}".strip().replace("reviews.csv", "rows.jsonl")
+    return Case(what, line, {"rows.jsonl": content})
+
+
+def several(what: str, labels: str, more: str) -> Case:
+    rows = ['{"text": "a good film", "label": [0, 2]}', f'{{"text": "a bad film", "label": {labels}}}']
+    return lines(what, "\n".join(rows), more)
+
+
+def tagged(what: str, tokens: str, tags: str) -> Case:
+    rows = ['{"tokens": ["Ann", "slept"], "ner_tags": ["B-PER", "O"]}', f'{{"tokens": {tokens}, "ner_tags": {tags}}}']
+    return lines(what, "\n".join(rows))
 
 
 def full_disk(_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +122,18 @@ CASES = [
     own("a file of 0 bytes", ""),
     own("a line that is cut off", GOOD + '"a film,good\n'),
     own("too many fields", GOOD + "good, bad and ugly,good\n"),
-    own("numbers instead of classes", "text,score\n" + "".join(f"a good film {i},{i / 7}\n" for i in range(20))),
+    own("numbers instead of classes", SCORES, "data.task=classification"),
+    Case("a task of no such name", f"{OWN} data.task=regresion", {"reviews.csv": GOOD}, code=2),
+    Case("a task that the data are not for", f"{TINY} data.task=regression", {}, shown=f"{DEMO} data.task=regression"),
+    own("a target that is text", SCORES.replace(",0.0", ",none"), "data.task=regression"),
+    own("several labels with nothing between", GOOD, "data.task=multilabel"),
+    several("labels that are names and numbers", '["joy", 3]', "data.task=multilabel"),
+    several("a label number out of range", "[0, 5]", "data.label_names=[anger,fear,joy]"),
+    own("a scale with a gap", "text,stars\n" + "a film,1\na film,2\na film,4\na film,5\n" * 5, "data.task=ordinal"),
+    own("levels without an order", GOOD, "data.task=ordinal"),
+    tagged("more tokens than tags", '["Ann", "saw", "Rome"]', '["B-PER", "O"]'),
+    tagged("a tag that is not BIO", '["Ann", "saw", "Rome"]', '["S-PER", "O", "S-LOC"]'),
+    own("text without labels", "review\na good long film\n"),
     Case("more layers than the teacher has", "teacher=minilm_l6 student=layers student.num_layers=8", {}),
     Case(
         "a layer map out of range",

@@ -34,7 +34,7 @@ def put(directory: Path, content: str | bytes, name: str = "reviews.csv") -> Pat
 
 
 def read(train: Path | str, **more: Any) -> TextData:
-    given = {"text": None, "label": None, "label_names": None, "validation_share": 0.1, "split_seed": 0,
+    given = {"task": None, "text": None, "label": None, "label_names": None, "validation_share": 0.1, "split_seed": 0,
              "drop_empty": False}  # fmt: skip
     paths = {split: str(more.pop(split)) if split in more else None for split in ("validation", "test")}
     return files.read(name="files-reviews", files={"train": str(train), **paths}, **(given | more))
@@ -236,14 +236,14 @@ BAD = [
     bad("a.csv", GOOD + ",good\n  ,bad\n", "2 of 22 rows have an empty text (column 'review'; lines 22, 23)"),
     bad("a.csv", GOOD + "a film,\n", "1 of 21 rows has no label (column 'stars'; line 22)"),
     bad("a.csv", GOOD.replace("bad", "good"), "every row has the label 'good'"),
-    bad("a.csv", "text,label\na,0.5\nb,1\nc,2.25\n", "holds real numbers (0.5, 2.25, ...)"),
+    bad("a.csv", "text,label\na,0.5\nb,1\nc,2.25\n", "holds real numbers (0.5, 2.25, ...)", task="classification"),
     bad("a.csv", "text,label\n" + "".join(f"a,{i}\n" for i in range(9)), "9 different values in 9 rows"),
     bad("a.csv", GOOD + "a film,Good\n", "'Good', 'good' differ in case alone"),
     bad("a.csv", GOOD, "lacks the label 'good' of the data. The data have bad, good", label_names=["bad", "goood"]),
     bad("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "is no JSON (Expecting ',' delimiter, column 13)"),
     bad("a.jsonl", '{"text": "a", "label": 1}\n\n[1]\n', "line 3 is not an object such as"),
     bad("a.jsonl", '{"text": ["a"], "label": 1}\n', "line 1: the text column 'text' holds list values, not text"),
-    bad("a.jsonl", '{"text": "a", "label": [1]}\n', "line 1: the label column 'label' holds list values"),
+    bad("a.jsonl", '{"text": "a", "label": {"b": 1}}\n', "line 1: the label column 'label' holds dict values"),
     bad("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: the text has half of a surrogate pair"),
     bad("a.parquet", "no parquet", "cannot be read as parquet"),
     bad("a.csv.gz", "no gzip", "cannot be read: Not a gzipped file"),

@@ -34,8 +34,8 @@ def put(directory: Path, **splits: list[int]) -> Path:
 
 
 def load(data_id: Any, tmp_path: Path, **more: Any) -> TextData:
-    given: dict[str, Any] = {"subset": None, "splits": {}, "text": None, "label": None, "label_names": None,
-             "validation_share": 0.1, "split_seed": 0, "drop_empty": False}  # fmt: skip
+    given: dict[str, Any] = {"subset": None, "splits": {}, "task": None, "text": None, "label": None,
+             "label_names": None, "validation_share": 0.1, "split_seed": 0, "drop_empty": False}  # fmt: skip
     given |= more
     given["splits"] = {"train": None, "validation": None, "test": None} | given["splits"]
     return hub.load(name="hub-mine", id=str(data_id), cache=str(tmp_path / "cache"), **given)

@@ -65,6 +65,7 @@ SLIPS = [
     ("data.train=a.csv", "data=files, data=hub have data.train"),
     ("data=files data.validation_share=1.5", "from 0 to below 1"),
     ("data=files data.validation_share=0", "must be a number above 0"),
+    ("data=files data.task=regresion", "Did you mean 'regression'?"),
     ("data=hub data.split_seed=-1", "must be 0 or more"),
     ("data=files data.drop_empty=1", "true or false"),
 ]

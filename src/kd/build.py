@@ -15,6 +15,7 @@ from kd import models, quantization
 from kd.architecture import architecture, container
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
+from kd.labels.fit import check_fit
 from kd.losses import Loss
 from kd.overrides import check_model
 from kd.sources import TextData
@@ -32,13 +33,17 @@ def build(node: DictConfig, **more: Any) -> Any:
 
 
 def make_task(node: DictConfig | str | None, data: TextData) -> Task:
-    """The task that data.task names, or that a ``_target_`` does; null: the one that the data's source found."""
+    """The task that data.task names, or that a ``_target_`` does; null: the one that the data's source found.
+
+    Raises UserError for a name that there is not, and for a task that the data's labels are not for.
+    """
     if isinstance(node, DictConfig):
         task: Task = build(node, label_names=data.label_names)
         return task
     name = node or data.task
     if name not in NAMES:
         raise UserError(f"data.task={name}:{nearest(str(name), NAMES)} Known: {', '.join(NAMES)}.")
+    check_fit(name, data.name, data.splits["train"])
     return NAMES[name](data.label_names)
 
 

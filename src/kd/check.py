@@ -21,12 +21,14 @@ from kd.architecture import (
     stored_architecture,
 )
 from kd.errors import UserError, nearest
+from kd.labels import KINDS
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
 from kd.store import Wanted, complete, require
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.truncation": ("cut", "error"),
+    "data.task": tuple(KINDS),
     "teacher.fine_tune.when": ("auto", "always", "never"),
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
@@ -71,7 +73,8 @@ def check_values(cfg: DictConfig) -> None:
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
         is_list = key in OR_A_LIST and isinstance(value, ListConfig)
-        if value is not None and value not in words and not is_list:
+        is_class = key == "data.task" and isinstance(value, DictConfig)
+        if value is not None and value not in words and not (is_list or is_class):
             more = ", or a list" if key in OR_A_LIST else ""
             raise UserError(f"{key}={value}:{nearest(str(value), words)} Known: {', '.join(words)}{more}.")
     for key in POSITIVE:
@@ -264,12 +267,14 @@ def check_cache(cache: Path) -> None:
 def check_own_data(cfg: DictConfig) -> None:
     """Raises UserError for files that are not there or not right, and for settings that are no columns or labels."""
     data = cfg.data
+    if "task" in data.source and isinstance(data.task, DictConfig):
+        raise UserError(f"data.task: your own data take a task by its name: {', '.join(KINDS)}.")
     if "label_names" in data and not (data.label_names is None or isinstance(data.label_names, ListConfig)):
         raise UserError(f"data.label_names={data.label_names}: give a list, such as [negative,positive].")
     if "files" in data.source:
         own = container(data)
         settings = files.Settings(
-            *(own[key] for key in ("label_names", "validation_share", "split_seed", "drop_empty"))
+            *(own[key] for key in ("task", "label_names", "validation_share", "split_seed", "drop_empty"))
         )
         files.check(
             {split: own[split] for split in ("train", "validation", "test")}, own["text"], own["label"], settings

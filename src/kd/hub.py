@@ -16,7 +16,7 @@ from kd.errors import UserError, nearest
 from kd.files import Settings, assemble
 from kd.sources import TextData
 from kd.store import SPLITS, hub_address, hub_reachable
-from kd.tables import SUFFIXES, Table, suffix_of
+from kd.tables import SUFFIXES, Table, named_classes, suffix_of
 
 NAMES = SPLITS | {"validation": ("validation", "dev", "valid", "val")}
 
@@ -79,9 +79,9 @@ def prepared(data_id: str) -> bool:
 
 
 def load(
-    name: str, id: str | None, subset: str | None, splits: dict[str, str | None], text: str | Sequence[str] | None,
-    label: str | None, label_names: Sequence[Any] | None, validation_share: float, split_seed: int, drop_empty: bool,
-    cache: str,
+    name: str, id: str | None, subset: str | None, splits: dict[str, str | None], task: str | None,
+    text: str | Sequence[str] | None, label: str | None, label_names: Sequence[Any] | None, validation_share: float,
+    split_seed: int, drop_empty: bool, cache: str,
 ) -> TextData:  # fmt: skip
     """The splits as named in ``splits``, or by their usual names."""
     source = check(id)
@@ -89,14 +89,14 @@ def load(
     found = fetched(source, id, subset, cache)
     chosen = choose_splits(id, list(found), splits)
     tables = {split: table_of(found[there], f"{id}, {there}") for split, there in chosen.items()}
-    columns = choose(tables["train"], text, label)
+    columns = choose(tables["train"], text, label, task)
     for split in [split for split in tables if split != "train"]:
-        if split == "test" and columns.label not in tables[split].columns:
+        if split == "test" and columns.label is not None and columns.label not in tables[split].columns:
             print(f"{tables[split].where} has no column {columns.label!r}; only validation is scored.")
             del tables[split]
             continue
-        tables[split].require([*columns.text, columns.label], "give data.text and data.label that all splits have")
-    return assemble(name, tables, columns, Settings(label_names, validation_share, split_seed, drop_empty))
+        tables[split].require(columns.all, "give data.text and data.label that all splits have")
+    return assemble(name, tables, columns, Settings(task, label_names, validation_share, split_seed, drop_empty))
 
 
 def fetched(source: str, data_id: str, subset: str | None, cache: str) -> Any:
@@ -136,8 +136,6 @@ def choose_splits(data_id: str, there: list[str], splits: dict[str, str | None])
 
 
 def table_of(rows: Any, where: str) -> Table:
-    classes = {
-        name: list(feature.names) for name, feature in rows.features.items() if type(feature).__name__ == "ClassLabel"
-    }
+    classes = named_classes(rows.features.to_dict())
     columns = {name: rows.data.column(name) for name in rows.column_names}
     return Table(where, "row", columns, range(1, len(rows) + 1), classes)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd.columns import Columns
 from kd.errors import UserError, nearest
-from kd.labels import is_missing, label_texts
 from kd.sources import stratified
-from kd.tables import Table
+from kd.tables import Table, is_missing
+
+if TYPE_CHECKING:
+    from kd.labels import Kind
 
 SHOWN = 5  # row numbers in a message
 
@@ -22,26 +24,13 @@ class Part:
 
     table: Table
     rows: Sequence[int]
-    texts: list[tuple[str, ...]]
-    labels: list[Any]  # of texts; None where there is none
+    texts: list[tuple[Any, ...]]  # of each row its texts, or its tokens
+    labels: list[Any]  # None where there is none
 
     def select(self, kept: Sequence[int]) -> Part:
         return Part(
             self.table, [self.rows[i] for i in kept], [self.texts[i] for i in kept], [self.labels[i] for i in kept]
         )
-
-
-def complete_rows(table: Table, columns: Columns, drop: bool) -> Part:
-    """The rows of a table that have text and label; see ``without_gaps``."""
-    texts = [text_values(table, column) for column in columns.text]
-    part = Part(table, table.rows, list(zip(*texts, strict=True)), list(label_texts(table, columns.label)))
-    return without_gaps(part, columns, drop)
-
-
-def unlabelled(table: Table, columns: Columns) -> bool:
-    """Whether no row has a label, as in the test files of competitions (often they have -1)."""
-    found = set(label_texts(table, columns.label))
-    return found <= {None} or found == {"-1"}
 
 
 def text_values(table: Table, column: str) -> list[str]:
@@ -54,20 +43,26 @@ def text_values(table: Table, column: str) -> list[str]:
                 "values, not text."
             )
         values.append("" if is_missing(value) else str(value))
-        if not values[-1].isascii() and any("\ud800" <= letter <= "\udfff" for letter in values[-1]):
+        check_letters(table, row, values[-1])
+    return values
+
+
+def check_letters(table: Table, row: int, *texts: str) -> None:
+    """Raises UserError for what JSON can say and Unicode cannot."""
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UserError(
                 f"{table.where}, {table.unit} {row}: the text has half of a surrogate pair, which no file can hold."
             )
-    return values
 
 
 def without_gaps(part: Part, columns: Columns, drop: bool) -> Part:
     """The rows that have text and label. The others are left out, and counted, or raise UserError."""
-    empty = [i for i, texts in enumerate(part.texts) if not all(text.strip() for text in texts)]
+    empty = [i for i, texts in enumerate(part.texts) if not all(has_text(text) for text in texts)]
     bare = [i for i, label in enumerate(part.labels) if label is None]
     said = []
     for gaps, what, names in (
-        (empty, "an empty text", columns.text), (bare, "no label", [columns.label]),
+        (empty, "an empty text", columns.text), (bare, "no label", [str(columns.label)]),
     ):  # fmt: skip
         if gaps:
             numbers = ", ".join(str(part.rows[i]) for i in gaps[:SHOWN]) + (", ..." if len(gaps) > SHOWN else "")
@@ -89,11 +84,21 @@ def without_gaps(part: Part, columns: Columns, drop: bool) -> Part:
     return left
 
 
-def check_seen(parts: dict[str, Part]) -> None:
-    """Raises UserError for labels that are scored but never trained."""
-    seen = set(parts["train"].labels)
+def has_text(text: str | tuple[str, ...]) -> bool:
+    return any(piece.strip() for piece in text)  # a letter of a text, or a token of several
+
+
+def check_seen(parts: dict[str, Part], kind: Kind) -> None:
+    """Says which labels have no training row. Raises UserError for those that are scored all the same."""
+    trained = {name for label in parts["train"].labels for name in kind.singles(label)}
+    empty = [name for name in kind.names if name not in trained] if trained else []
+    if empty:
+        print(f"Labels without a training row: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}")
+    seen = {*kind.names} if kind.listed else trained
     for split, part in parts.items():
-        unseen = Counter(label for label in part.labels if label not in seen)
+        unseen = Counter(
+            name for label in part.labels for name in dict.fromkeys(kind.singles(label)) if name not in seen
+        )
         if unseen:
             listed = ", ".join(
                 f"{label!r} in {count} row{'s' * (count > 1)}" for label, count in unseen.most_common(SHOWN)
@@ -102,19 +107,22 @@ def check_seen(parts: dict[str, Part]) -> None:
             first = unseen.most_common(1)[0][0]
             raise UserError(
                 f"{part.table.where}: {split} has labels that no training row has: {listed}{more}."
-                f"{nearest(first, seen)} Correct them, or add such rows to the training data."
+                f"{nearest(first, seen)} Correct them, or add such rows to the training data"
+                f"{', or list all labels as data.label_names' * kind.listed}."
             )
 
 
-def split_off(train: Part, share: float, seed: int) -> tuple[Part, Part]:
-    """Training and validation rows, each label shared out alike; both keep at least one row of a label with two."""
-    chosen = stratified(train.labels, share, seed)
-    single = sorted(name for name, count in Counter(train.labels).items() if count == 1)
+def split_off(train: Part, share: float, seed: int, even: bool) -> tuple[Part, Part]:
+    """Training and validation rows. ``even``: each label shared out alike, both with a row of a label with two."""
+    groups = train.labels if even else ["every row"] * len(train.rows)
+    chosen = stratified(groups, share, seed)
+    single = sorted(name for name, count in Counter(groups).items() if count == 1)
     if not chosen:
-        raise UserError(f"{train.table.where}: no label has two rows, so no validation can be split off: add rows.")
+        what = "no label has two rows" if even else "there is one row"
+        raise UserError(f"{train.table.where}: {what}, so no validation can be split off: add rows.")
     print(
-        f"Validation: {len(chosen)} of {len(train.rows)} rows split off, {100 * share:g} % of each "
-        f"label, data.split_seed={seed}"
+        f"Validation: {len(chosen)} of {len(train.rows)} rows split off, {100 * share:g} %{' of each label' * even}, "
+        f"data.split_seed={seed}"
     )
     if single:
         listed = ", ".join(map(repr, single[:SHOWN])) + (", ..." if len(single) > SHOWN else "")

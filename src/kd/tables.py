@@ -1,4 +1,4 @@
-"""Files with rows and columns, read as they stand: CSV, TSV, JSON lines, parquet.
+"""Files with rows and columns, read as they stand: CSV, TSV, JSON lines, parquet, CoNLL.
 
 Nothing heavy is imported at the top: a missing or empty file is named before torch is loaded.
 """
@@ -9,17 +9,20 @@ import csv
 import importlib
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd.conll import sentences
 from kd.errors import UserError, nearest
 
 DELIMITED = {".csv": ",;\t", ".tsv": "\t"}  # what may stand between columns, likeliest first
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-SUFFIXES = (*DELIMITED, *JSON_LINES, ".parquet")
+CONLL = (".conll", ".bio")
+SUFFIXES = (*DELIMITED, *JSON_LINES, ".parquet", *CONLL)
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 
 
@@ -27,7 +30,8 @@ PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 class Table:
     """Columns of equal length; ``rows`` numbers them as a person sees them in the file, in ``unit``s.
 
-    A column is a list or an Arrow array. ``classes`` has the names behind a column of class numbers (a ClassLabel).
+    A column is a list or an Arrow array. ``classes`` has the names behind a column of class numbers, or of lists of
+    them (a ClassLabel).
     """
 
     where: str
@@ -49,6 +53,10 @@ class Table:
                     f"{self.where} has no column {name!r}, only {', '.join(self.columns)}: {mend}."
                     f"{nearest(name, self.columns)}"
                 )
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def suffix_of(path: Path) -> str:
@@ -88,6 +96,8 @@ def read_table(path: Path) -> Table:
         table = read_parquet(path)
     elif suffix in DELIMITED:
         table = read_delimited(path, decoded(path), DELIMITED[suffix])
+    elif suffix in CONLL:
+        table = Table(str(path), "line", *sentences(str(path), decoded(path)))
     else:
         table = read_json(path, decoded(path))
     if not table.rows:
@@ -230,10 +240,18 @@ def read_parquet(path: Path) -> Table:
     if twice:
         raise UserError(f"{path} has the column {', '.join(map(repr, twice))} more than once: rename one of them.")
     stored = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))  # how `datasets` writes features
-    features = stored.get("info", {}).get("features", {})
-    classes = {
-        name: feature["names"]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
+    classes = named_classes(stored.get("info", {}).get("features", {}))
     return Table(str(path), "row", {name: table.column(name) for name in names}, range(1, len(table) + 1), classes)
+
+
+def named_classes(features: dict[str, Any]) -> dict[str, list[str]]:
+    """The names of each ClassLabel, also within a list, of features as ``datasets`` writes them down."""
+    classes = {}
+    for name, feature in features.items():
+        if isinstance(feature, dict):
+            feature = feature.get("feature", feature)  # of a list
+        if isinstance(feature, list):  # as older versions wrote one
+            feature = feature[0]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            classes[name] = list(feature["names"])
+    return classes
