@@ -13,11 +13,11 @@ from typing import Any
 from kd import __version__
 from kd.errors import UserError, nearest
 from kd.parts import text_values
-from kd.store import text_columns
+from kd.store import said_about
 from kd.tables import Table, check_file, read_table
 
 LIKELIEST = 5  # labels that are shown with their probability
-Text = str | tuple[str, ...]
+Text = str | tuple[str, ...] | list[str]  # a text, a pair, the words of a text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,8 +41,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def table_of(path: Path, names: list[str], known: tuple[str, ...]) -> tuple[Table, list[Text]]:
-    """A file's table and its texts, or pairs. Raises UserError if it cannot be read or has no such column."""
+def table_of(path: Path, names: list[str], known: tuple[str, ...], words: bool) -> tuple[Table, list[Text]]:
+    """A file's table and its texts, pairs or, for a model of ``words``, lists of them.
+
+    Raises UserError if it cannot be read or has no such column.
+    """
     check_file(path, "--input")
     table = read_table(path)
     names = [part for name in names for part in ([name] if name in table.columns else name.split(","))]
@@ -51,9 +54,9 @@ def table_of(path: Path, names: list[str], known: tuple[str, ...]) -> tuple[Tabl
     if len(names) > 2:
         raise UserError(f"--column {','.join(names)}: give one column, or two for pairs.")
     table.require(names, "give --column")
-    columns = [text_values(table, name) for name in names]
+    columns = [word_values(table, name) if words else text_values(table, name) for name in names]
     for name, column in zip(names, columns, strict=True):
-        empty = [str(row) for row, text in zip(table.rows, column, strict=True) if not text.strip()]
+        empty = [str(row) for row, text in zip(table.rows, column, strict=True) if not "".join(text).strip()]
         if empty:
             listed = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
             raise UserError(
@@ -63,14 +66,21 @@ def table_of(path: Path, names: list[str], known: tuple[str, ...]) -> tuple[Tabl
     return table, list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
-def texts_in(arguments: argparse.Namespace, known: tuple[str, ...]) -> tuple[Table | None, list[Text]]:
+def word_values(table: Table, name: str) -> list[Any]:
+    """A column of lists of words as they stand, one of texts as texts."""
+    values = table.column(name)
+    lists = all(isinstance(row, list) and all(isinstance(word, str) for word in row) for row in values)
+    return values if lists else text_values(table, name)
+
+
+def texts_in(arguments: argparse.Namespace, known: tuple[str, ...], words: bool) -> tuple[Table | None, list[Text]]:
     """What is to be labelled, from a file or from the command line itself."""
     if arguments.input and arguments.text:
         raise UserError("Give texts or --input, not both.")
     if not (arguments.input or arguments.text):
         raise UserError('Give texts, or --input with a file of them: kd predict --model DIR "a text"')
     if arguments.input:
-        return table_of(Path(arguments.input).expanduser(), arguments.column or list(known) or ["text"], known)
+        return table_of(Path(arguments.input).expanduser(), arguments.column or list(known) or ["text"], known, words)
     if arguments.column:
         raise UserError("--column names a column of a file: give --input too.")
     texts = arguments.text
@@ -86,7 +96,10 @@ def write_csv(table: Table, found: list[dict[str, Any]]) -> None:
     more: dict[str, list[Any]] = {"label": [row["label"] for row in found]}
     for name in found[0].get("probabilities", ()):
         more[f"p_{name}"] = [round(row["probabilities"][name], 6) for row in found]
-    columns = {name: table.column(name) for name in table.columns}
+    if "tags" in found[0]:
+        more["tags"] = [" ".join(row["tags"]) for row in found]
+    columns = {name: [json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+                      for value in table.column(name)] for name in table.columns}  # fmt: skip
     for name, values in more.items():
         columns[f"predicted_{name}" if name in columns else name] = values
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -106,7 +119,9 @@ def check_model(directory: Path) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     check_model(Path(arguments.model).expanduser())
-    table, texts = texts_in(arguments, text_columns(Path(arguments.model)))
+    about = said_about(Path(arguments.model))
+    words = about.get("task", {}).get("kind") == "TokenClassification"
+    table, texts = texts_in(arguments, tuple(about.get("text_columns", ())), words)
     from kd.artefact import load
 
     found = load(arguments.model).predict(texts)
