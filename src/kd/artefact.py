@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd import quantization
+from kd import heads, quantization
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
 from kd.noise import quiet_transformers
@@ -131,9 +131,9 @@ def opened(directory: Path) -> Artefact:
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
     quantized = config.get("quantization_config", {}).get("quant_method") == "kd"
     if quantized:
-        model = quantization.load(directory, task.auto_class())
+        model = quantization.load(directory, heads.Auto(task))
     else:
-        model, info = task.auto_class().from_pretrained(
+        model, info = heads.Auto(task).from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         if info["missing_keys"]:

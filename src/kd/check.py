@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from kd import columns, files, hub
 from kd.architecture import (
     FAMILIES,
+    POOLINGS,
     SHAPE,
     architecture,
     container,
@@ -26,6 +27,8 @@ from kd.overrides import check_fields
 from kd.store import Wanted, complete, require
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "teacher.pooling": POOLINGS,
+    "student.pooling": POOLINGS,
     "teacher.fine_tune.when": ("auto", "always", "never"),
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
@@ -172,6 +175,7 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"student.architecture.hidden_size={cfg.student.architecture.hidden_size}: student=layers is as wide as "
             f"its teacher ({teacher.architecture.hidden_size}); leave it out, or name another student."
         )
+    found += pooling_contradictions(cfg)
     own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
     if not own and data.name != "demo":
         found.append(
@@ -182,6 +186,17 @@ def contradictions(cfg: DictConfig) -> list[str]:
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
         found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
     return found
+
+
+def pooling_contradictions(cfg: DictConfig) -> list[str]:
+    """A student of layers has the teacher's head."""
+    own, teachers = (cfg[role].get("pooling") for role in ("student", "teacher"))
+    if cfg.student.name != "layers" or own in (None, teachers):
+        return []
+    return [
+        f"student.pooling={own}: student=layers has its teacher's head, and teacher.pooling="
+        f"{'null' if teachers is None else teachers}. Set teacher.pooling={own} too, or leave it out."
+    ]
 
 
 def shape_contradictions(cfg: DictConfig) -> list[str]:

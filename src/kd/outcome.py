@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 import kd
-from kd import artefact, models, report
+from kd import artefact, heads, models, report
 from kd.callbacks import QuantizationCallback
 from kd.datamodule import TextDataModule
 from kd.fit import Fitted
@@ -72,6 +72,7 @@ def finish_report(
         ),
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
+        "head": heads.described(entries[1].model, task),
         "pairs": len(rows.data.text_columns) == 2,
         "quantization": str(callback.summary) if callback else "none",
         "about": {

@@ -162,23 +162,35 @@ def sentence(report: dict[str, Any]) -> str:
     return text
 
 
+def loading(report: dict[str, Any], name: str) -> str:
+    """How an artefact is loaded, in markdown. One with a head of our own takes kd, also in float32."""
+    example = '[("a text", "another")]' if report["pairs"] else '"a text"'
+    with_kd = f'import kd\n\nkd.load("{name}").predict({example})'
+    head = report["head"]  # the Auto class of transformers that has it, and what it is otherwise
+    text, code = "", with_kd
+    if name == "student" and head["own"] is None:
+        code = (
+            f"from transformers import {head['auto']}, AutoTokenizer\n\n"
+            f'model = {head["auto"]}.from_pretrained("student")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("student")'
+        )
+    elif name == "student":
+        text = (
+            f"Its head is kd's own: {head['own']}. kd loads it; transformers alone gives the encoder, with "
+            '`AutoModel.from_pretrained("student")`, and what its other Auto classes give has an untrained head.\n\n'
+        )
+    return f"{text}```python\n{code}\n```"
+
+
 def model_card(report: dict[str, Any], name: str) -> str:
     """The README.md of an artefact, in the hub's form."""
     names = report["names"]
-    example = '[("a text", "another")]' if report["pairs"] else '"a text"'
-    loading = (
-        f'import kd\n\nkd.load("{name}").predict({example})'
-        if name != "student"
-        else "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        'model = AutoModelForSequenceClassification.from_pretrained("student")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("student")'
-    )
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags: [knowledge-distillation, kd]\n"
         "---\n\n"
         f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} by "
         f"{names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
-        f"```python\n{loading}\n```\n\n{table(report)}\n\n"
+        f"{loading(report, name)}\n\n{table(report)}\n\n"
         "The licences of the data and of the teacher's weights apply.\n"
     )
 

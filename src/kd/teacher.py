@@ -44,8 +44,9 @@ class FineTune:
 
 
 def teacher_key(
-    identity: str, tokenizer: Any, data: TextDataModule, task: Task, tune: FineTune, settings: FitSettings
-) -> str:
+    identity: str, tokenizer: Any, data: TextDataModule, task: Task, tune: FineTune, settings: FitSettings,
+    pooling: str | None = None,
+) -> str:  # fmt: skip
     """Everything that determines the fine-tuned weights, but the machine."""
     optimizer = settings.optimizer
     assert isinstance(optimizer, functools.partial)
@@ -55,6 +56,7 @@ def teacher_key(
         optimizer=[f"{optimizer.func.__module__}.{optimizer.func.__qualname__}", optimizer.keywords],
         schedule=[settings.schedule_name, settings.warmup], format=FORMAT,
         precision=settings.trainer["precision"], clip=settings.trainer["gradient_clip_val"],
+        **({"pooling": pooling} if pooling else {}),  # without one the key is that of a kd which had none
     )  # fmt: skip
 
 
@@ -78,14 +80,14 @@ def wait_for_first_rank(kept: Path) -> None:
 
 def fine_tuned(
     loaded: Loaded, identity: str, name: str, tokenizer: Any, task: Task, data: TextDataModule, tune: FineTune,
-    settings: FitSettings, cache: Path, loggers: Callable[[int], Sequence[Any]],
+    settings: FitSettings, cache: Path, loggers: Callable[[int], Sequence[Any]], pooling: str | None = None,
 ) -> Any:  # fmt: skip
     """The model fine-tuned on the task, from the cache if an earlier run did it.
 
     ``data`` is the teacher's own; ``loggers`` is called with the number of steps that were logged before.
     """
     settings = own_settings(settings, tune)
-    key = teacher_key(identity, tokenizer, data, task, tune, settings)
+    key = teacher_key(identity, tokenizer, data, task, tune, settings, pooling)
     kept = cache / "teachers" / f"{name}-{data.data.name}-{key}"
     wait_for_first_rank(kept)
     with locked(kept, f"Teacher: waiting for another run that fine-tunes the same one, {kept}"):
@@ -142,6 +144,8 @@ def keep(fitted: Fitted, tokenizer: Any, directory: Path) -> None:
 
 def check_labels(model: Any, task: Task, gate: bool) -> None:
     """The head's labels are the data's, by name; a mere other order is mended."""
+    if not task.outputs:
+        return
     if model.config.num_labels != len(task.outputs):
         raise UserError(
             f"The teacher's head has {model.config.num_labels} labels, the task {len(task.outputs)} "
