@@ -44,14 +44,14 @@ class Artefact:
     def logits(self, texts: Sequence[Text]) -> Tensor:
         """``[N, C]`` for N texts, or pairs ``(first, second)``; each batch padded to its longest."""
         first, second = self.sides(texts)
-        found = [torch.empty(0, len(self.task.outputs))]
+        found = []
         for start in range(0, len(texts), BATCH):
             encoded = self.tokenizer(
                 first[start : start + BATCH], second and second[start : start + BATCH], truncation=True,
                 max_length=self.max_length, padding=True, return_tensors="pt",
             )  # fmt: skip
             found.append(self.model(**encoded).logits.float())
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0, len(self.task.outputs))
 
     def sides(self, texts: Sequence[Text]) -> tuple[list[str], list[str] | None]:
         """The texts, and the second ones of pairs. Raises UserError for what the model was not trained on."""

@@ -22,6 +22,7 @@ from kd.architecture import (
     stored_architecture,
 )
 from kd.errors import UserError, nearest
+from kd.head_check import VECTORS, pooling_contradictions, vector_contradictions
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
 from kd.store import Wanted, complete, require
@@ -165,7 +166,8 @@ def contradictions(cfg: DictConfig) -> list[str]:
     """One line for each pair of settings that cannot both hold, with the fix."""
     found = []
     teacher, data = cfg.teacher, cfg.data
-    if teacher.weights == "random" and teacher.fine_tune.when != "always" and teacher.gate:
+    vectors = data.task == VECTORS  # of which random weights give some, too
+    if teacher.weights == "random" and teacher.fine_tune.when != "always" and teacher.gate and not vectors:
         found.append(
             "teacher.weights=random is not fine-tuned, so it cannot pass the gate: add teacher.gate=false to go on "
             "all the same, or teacher.fine_tune.when=always to train it."
@@ -175,7 +177,7 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"student.architecture.hidden_size={cfg.student.architecture.hidden_size}: student=layers is as wide as "
             f"its teacher ({teacher.architecture.hidden_size}); leave it out, or name another student."
         )
-    found += pooling_contradictions(cfg)
+    found += pooling_contradictions(cfg) + vector_contradictions(cfg)
     own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
     if not own and data.name != "demo":
         found.append(
@@ -186,17 +188,6 @@ def contradictions(cfg: DictConfig) -> list[str]:
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
         found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
     return found
-
-
-def pooling_contradictions(cfg: DictConfig) -> list[str]:
-    """A student of layers has the teacher's head."""
-    own, teachers = (cfg[role].get("pooling") for role in ("student", "teacher"))
-    if cfg.student.name != "layers" or own in (None, teachers):
-        return []
-    return [
-        f"student.pooling={own}: student=layers has its teacher's head, and teacher.pooling="
-        f"{'null' if teachers is None else teachers}. Set teacher.pooling={own} too, or leave it out."
-    ]
 
 
 def shape_contradictions(cfg: DictConfig) -> list[str]:

@@ -144,6 +144,11 @@ def kind(task: Task) -> str | None:
     return {"AutoModelForSequenceClassification": "labels", "AutoModel": "vectors"}.get(task.auto_class().__name__)
 
 
+def stored_kind(config: Any) -> str | None:
+    """The same of a head of this file; None for other heads."""
+    return None if not pooling_of(config) else "vectors" if hasattr(config, "kd_vector") else "labels"
+
+
 def fields(task: Task, model_type: str, pooling: str | None) -> dict[str, Any]:
     """The config fields that make a head pool so; none where transformers' own does. Vectors are a mean by default.
 
@@ -168,8 +173,9 @@ def is_there(config: Any, task: Task, pooling: str | None) -> bool:
     """Whether a checkpoint of this config has the head that is asked for; with None any pooling will do."""
     names = config.architectures or []
     if pooling_of(config):
-        stored = "vectors" if hasattr(config, "kd_vector") else "labels"
-        same = stored == kind(task) and pooling in (None, config.kd_pooling)
+        wide = task.config_fields().get("kd_vector") or None  # None: any width will do
+        same = stored_kind(config) == kind(task) and pooling in (None, config.kd_pooling)
+        same = same and wide in (None, getattr(config, "kd_vector", None))
         return same and any(name.endswith("Pooled") for name in names)
     if kind(task) == "vectors":
         return False
@@ -201,14 +207,18 @@ def learned(model: Any) -> bool:
 
 
 def described(model: Any, task: Task) -> dict[str, str | None]:
-    """``auto``: the class of transformers that has this head; ``own``: in words what it is, if none has."""
+    """``auto``: the class of transformers that has this head; ``own``: what it is, in words, if none has.
+
+    ``pipeline`` is the hub's word for what it is good for.
+    """
     config, how = model.config, pooling_of(model.config)
     words = {"cls": "first token's state", "mean": "mean", "max": "maximum", "attention": "attention-weighted mean"}
+    pipeline = "feature-extraction" if kind(task) == "vectors" else "text-classification"
     if how is None:
-        return {"auto": task.auto_class().__name__, "own": None}
+        return {"auto": task.auto_class().__name__, "own": None, "pipeline": pipeline}
     over = "" if how == "cls" else " of the last states of all real tokens"
     if not hasattr(config, "kd_vector"):
         last = f", dropout, and a linear layer to {config.num_labels} logits"
     else:
         last = "" if config.kd_vector == config.hidden_size else f", and a linear layer to {config.kd_vector} numbers"
-    return {"auto": "AutoModel", "own": f"the {words[how]}{over}{last}"}
+    return {"auto": "AutoModel", "pipeline": pipeline, "own": f"the {words[how]}{over}{last}"}

@@ -97,6 +97,8 @@ def with_new_head(directory: Path, config: Any, task: Task, pooling: str | None)
     """A checkpoint's encoder and a new head. One that only pools, without weights, is as good as the checkpoint's."""
     head = task.auto_class().__name__.removeprefix("AutoModel")
     other = any(name.endswith((head, "Pooled")) for name in config.architectures or [])  # a head to be left out
+    if heads.stored_kind(config) == heads.kind(task):
+        pooling = pooling or heads.pooling_of(config)
     for name in heads.OWN:
         vars(config).pop(name, None)
     config.update(task.config_fields() | heads.fields(task, config.model_type, pooling))

@@ -68,7 +68,10 @@ def finish_report(
         "select": task.select,
         "teacher_beats_chance": teacher_beats_chance,
         "student_beats_chance": task.beats_chance(
-            score, entries[1].logits["validation"], rows.splits["validation"].labels, entries[1].decision
+            score,
+            entries[1].logits["validation"],
+            report.reference(entries, rows, "validation", task),
+            entries[1].decision,
         ),
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
@@ -83,7 +86,8 @@ def finish_report(
             "rows": ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items()),
             "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
             "peak memory": f"{memory / 1e9:.2f} GB",
-        },
+        }
+        | task.about({entry.name: entry.figures for entry in entries}),
         "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
     }
     output = Path(cfg.paths.output)

@@ -21,6 +21,7 @@ from kd.architecture import (
     without_overrides,
 )
 from kd.errors import UserError, nearest
+from kd.head_check import VECTORS
 
 STARTING = ("initializer_range", "initializer_cutoff_factor", "sinusoidal_pos_embds")  # they say how weights start
 SPECIAL = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep"))  # the tokenizer's
@@ -66,7 +67,7 @@ def check_fields(cfg: DictConfig) -> None:
 def idle_in_head(cfg: DictConfig, model_type: str) -> tuple[str, ...]:
     """The config fields that the student's head does not read, or that student.pooling sets."""
     own, how = FAMILIES[model_type], pooling(cfg, "student")
-    if cfg.data.task == "feature_extraction":  # no classifier, so nothing in it to drop out
+    if cfg.data.task == VECTORS:  # no classifier, so nothing in it to drop out
         return own.head_fields + tuple(name for name in own.dropout if "classif" in name)
     if how is None:
         return ()

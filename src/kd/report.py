@@ -61,21 +61,28 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
     What was scored earlier is not run again.
     """
     for split in [name for name in ("validation", "test") if name in data.splits]:
-        labels = data.splits[split].labels
         for entry in entries:
             if split not in entry.logits:
                 title = f"Scoring {entry.name} on {split}"
                 where = torch.device("cpu") if entry.quantized else device  # torchao's int8 is converted for the CPU
                 entry.logits[split] = logits_of(entry.model, data, split, entry.role, where, title)
+            labels = reference(entries, data, split, task)
             if split == "validation":
                 entry.decision = task.decide(entry.logits[split], labels)
             metrics = task.metrics(entry.decision)
             metrics.update(entry.logits[split], labels)
             entry.figures[split] = {name: float(value) for name, value in metrics.compute().items()}
+            entry.figures[split] |= task.extra(split, entry.logits[split])
             own, teachers = (task.answers(one.logits[split], one.decision) for one in (entry, entries[0]))
             entry.figures[f"{split}_agreement"] = task.agreement(own, teachers)
             best = entries[0].figures[split][task.select]
             entry.figures[f"{split}_retention"] = entry.figures[split][task.select] / best if best else 0.0
+
+
+def reference(entries: Sequence[Entry], data: TextDataModule, split: str, task: Task) -> Tensor:
+    """What a split is scored against: its labels, or what the first entry, the teacher, gives where there are none."""
+    labels: Tensor = data.splits[split].labels
+    return labels if task.labelled else entries[0].logits[split]
 
 
 def measure(entries: Sequence[Entry], seconds: float) -> None:
@@ -186,8 +193,8 @@ def model_card(report: dict[str, Any], name: str) -> str:
     """The README.md of an artefact, in the hub's form."""
     names = report["names"]
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags: [knowledge-distillation, kd]\n"
-        "---\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {report['head']['pipeline']}\n"
+        "tags: [knowledge-distillation, kd]\n---\n\n"
         f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} by "
         f"{names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
         f"{loading(report, name)}\n\n{table(report)}\n\n"

@@ -49,7 +49,9 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     settings, quant = fit_settings(cfg), quantization_settings(cfg)
     data = build(cfg.data.source)
     task = make_task(cfg.data.task, data)
-    task.see(data.splits["train"]["label"])
+    data = task.prepare(data)
+    if task.labelled:
+        task.see(data.splits["train"]["label"])
     L.seed_everything(cfg.seed, verbose=False)
     losses = build_losses(cfg, task)
     pair = find_pair(cfg, data)
@@ -62,13 +64,18 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     device = scoring_device(settings)
     report.score(entries, rows, task, device)
     knows = check_score(
-        entries[0], rows.splits["validation"].labels, task, cfg.teacher.gate, cfg.teacher.fine_tune.max_steps
+        entries[0],
+        report.reference(entries, rows, "validation", task),
+        task,
+        cfg.teacher.gate,
+        cfg.teacher.fine_tune.max_steps,
     )
 
     student = make_student(cfg, pair, teacher, task)
     say(entries[0], student, losses, task, cfg)
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
+    signals += () if task.labelled else ("logits",)  # validation compares with them
     key = content_key(settings=settings_key(cfg), data=rows.key)
     done = steps_done(output, key)
     if cfg.resume is not None:
@@ -99,7 +106,7 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
     )  # fmt: skip
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
     more = f", ... ({len(task.label_names)})" if len(task.label_names) > SHOWN else ""
-    print(f"Data: {sizes} rows; labels {', '.join(task.label_names[:SHOWN])}{more}")
+    print(f"Data: {sizes} rows; labels {', '.join(task.label_names[:SHOWN]) or 'none'}{more}")
     return rows
 
 

@@ -5,17 +5,22 @@ from typing import Any
 
 from kd.tasks.base import Decision, Task
 from kd.tasks.classification import Classification
+from kd.tasks.features import FeatureExtraction
 from kd.tasks.multilabel import Multilabel
 from kd.tasks.ordinal import Ordinal
 from kd.tasks.regression import Regression
 
-__all__ = ["NAMES", "Classification", "Decision", "Multilabel", "Ordinal", "Regression", "Task", "restored"]
+__all__ = [
+    "NAMES", "Classification", "Decision", "FeatureExtraction", "Multilabel", "Ordinal", "Regression", "Task",
+    "restored",
+]  # fmt: skip
 
 NAMES: dict[str, type[Task]] = {  # what data.task may say
     "classification": Classification,
     "multilabel": Multilabel,
     "regression": Regression,
     "ordinal": Ordinal,
+    "feature_extraction": FeatureExtraction,
 }
 KINDS: dict[str, type[Task]] = {kind.__name__: kind for kind in NAMES.values()}
 

@@ -20,6 +20,8 @@ class Task:
     """
 
     select: str
+    labelled: bool = True  # False: metrics get the teacher's logits for labels
+    learns: bool = True  # False: there is no label loss, so a teacher cannot be fine-tuned
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)
@@ -45,6 +47,13 @@ class Task:
 
     problem_type: str
 
+    def prepare(self, data: Any) -> Any:
+        """The TextData as the task reads it, before anything else sees it."""
+        return data
+
+    def follow(self, teacher_config: Any) -> None:
+        """Looks at the teacher that is there, before the student is made."""
+
     def see(self, labels: Sequence[Any]) -> None:
         """Looks at the training labels before any model is made. Raises UserError if they are not of this kind."""
 
@@ -66,6 +75,14 @@ class Task:
     def metrics(self, decision: Decision | None = None) -> MetricCollection:
         """Of logits and labels. Without a ``decision``, as while training, each finds its own."""
         raise NotImplementedError
+
+    def extra(self, split: str, logits: Tensor) -> dict[str, float]:
+        """Figures of a split's logits, rows in order, beside the metrics."""
+        return {}
+
+    def about(self, models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Lines of the report beside its table, from the figures of each model."""
+        return {}
 
     def answers(self, logits: Tensor, decision: Decision) -> Tensor:
         """The prediction of each row, for ``agreement``."""
