@@ -243,7 +243,7 @@ def test_a_student_gives_vectors_of_its_teachers_width(family: str, how: str | N
     plain = teacher.base_model(**inputs()).last_hidden_state
     expected = torch.stack([plain[i, :n].mean(0) for i, n in enumerate((12, 5, 2))])
     torch.testing.assert_close(teacher(**inputs()).logits, expected, atol=1e-5, rtol=0)
-    task.follow(teacher.config)
+    task.follow(teacher)
     pooled = {"pooling": how} if how else {}
     for width in (48, 32):
         student = random_model(architecture(2, width, model_type=family) | pooled, task)
@@ -304,7 +304,7 @@ def test_make_student_follows_the_teacher_that_is_there(tmp_path: Path) -> None:
 
 def test_a_fit_is_validated_and_reported_against_the_teacher(data: TextDataModule, tmp_path: Path) -> None:
     task, teacher = teacher_of("bert", 48)
-    task.follow(teacher.config)
+    task.follow(teacher)
     torch.manual_seed(3)
     student = random_model(architecture(2, 32), task)
     losses: dict[str, Loss] = {"cosine": VectorCosineLoss(1.0), "distance": VectorDistanceLoss(1.0)}

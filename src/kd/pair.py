@@ -137,7 +137,7 @@ def check_architecture(role: str, node: DictConfig, model: Any) -> None:
 
 def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     L.seed_everything(cfg.seed, verbose=False)  # the same start for every method
-    task.follow(teacher.config)
+    task.follow(teacher)
     directory = pair.directories["student"]
     if cfg.student.name == "layers":
         student = models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)

@@ -51,7 +51,7 @@ class Task:
         """The TextData as the task reads it, before anything else sees it."""
         return data
 
-    def follow(self, teacher_config: Any) -> None:
+    def follow(self, teacher: Any) -> None:
         """Looks at the teacher that is there, before the student is made."""
 
     def see(self, labels: Sequence[Any]) -> None:

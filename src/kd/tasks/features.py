@@ -72,8 +72,8 @@ class FeatureExtraction(Task):
     def config_fields(self) -> dict[str, Any]:
         return {"kd_vector": self.width}
 
-    def follow(self, teacher_config: Any) -> None:
-        self.width = teacher_config.kd_vector
+    def follow(self, teacher: Any) -> None:
+        self.width = teacher.config.kd_vector
 
     def prepare(self, data: Any) -> Any:
         """Pairs as single texts, first and second in turn; labels are kept where they are numbers or two classes."""
