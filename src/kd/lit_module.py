@@ -104,11 +104,11 @@ class DistillationModule(L.LightningModule):
         self.log("train/loss", torch.stack([self.terms[name].weight * mean for name, mean in means.items()]).sum())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        reference = batch["labels"]
-        if not self.task.labelled:
+        labels = batch["labels"]
+        if self.task.scored_against_teacher:
             assert self.teacher is not None  # no loss of such a task does without
-            reference = self.teacher(batch["teacher"])["logits"].float()
-        self.metrics.update(self.student(**batch["student"]).logits.float(), reference)
+            labels = self.teacher(batch["teacher"])["logits"].float()
+        self.metrics.update(self.student(**batch["student"]).logits.float(), labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})

@@ -82,7 +82,7 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
 def reference(entries: Sequence[Entry], data: TextDataModule, split: str, task: Task) -> Tensor:
     """What a split is scored against: its labels, or what the first entry, the teacher, gives where there are none."""
     labels: Tensor = data.splits[split].labels
-    return labels if task.labelled else entries[0].logits[split]
+    return entries[0].logits[split] if task.scored_against_teacher else labels
 
 
 def measure(entries: Sequence[Entry], seconds: float) -> None:

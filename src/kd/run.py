@@ -75,7 +75,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     say(entries[0], student, losses, task, cfg)
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
-    signals += () if task.labelled else ("logits",)  # validation compares with them
+    signals += ("logits",) if task.scored_against_teacher else ()  # for validation
     key = content_key(settings=settings_key(cfg), data=rows.key)
     done = steps_done(output, key)
     if cfg.resume is not None:

@@ -20,8 +20,9 @@ class Task:
     """
 
     select: str
-    labelled: bool = True  # False: metrics get the teacher's logits for labels
-    learns: bool = True  # False: there is no label loss, so a teacher cannot be fine-tuned
+    labelled = True  # the data bring labels
+    scored_against_teacher = False  # what metrics get as labels are the teacher's logits
+    learns = True  # there is a label loss; else a teacher is taken as it is
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)

@@ -56,6 +56,7 @@ class FeatureExtraction(Task):
 
     select = "cosine"
     labelled = False
+    scored_against_teacher = True
     learns = False
 
     def __init__(self, label_names: Sequence[str] = ()) -> None:
