@@ -116,6 +116,7 @@ CASES = [
         "widths that may not be projected",
         "teacher=minilm_l6 student=bert_mini student.weights=random method.patient.project=false", {},
     ),
+    Case("texts that are too long", "experiment=demo data.max_length=8 data.truncation=error", {}),
     Case("heads that do not divide the width", "student=distilbert_tiny student.overrides.num_attention_heads=3", {}),
     Case("a group size that does not divide a layer", "experiment=demo quant=int4 quant.group_size=64", {}),
     Case("a model that is not there (HF_HUB_OFFLINE=1)", "teacher=bert_tiny student=bert_tiny", {}),

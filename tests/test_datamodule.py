@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from kd import datamodule
-from kd.datamodule import Batches, Draw, TextDataModule, pad, tokenizer_key
+from kd import encoding
+from kd.batches import Batches, Draw
+from kd.datamodule import TextDataModule
+from kd.encoding import pad, tokenizer_key
+from kd.errors import UserError
 from kd.sources import TextData
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 103)
@@ -64,7 +67,7 @@ def test_texts_are_tokenised_once(text: TextData, tmp_path: Path, monkeypatch: p
     def never(*_: object) -> None:
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(datamodule.Encode, "__call__", never)
+    monkeypatch.setattr(encoding.Encode, "__call__", never)
     again = TextDataModule(text, tokenizers, tmp_path)
     assert first.splits["train"][Draw([0, 1], {})]["student"]["input_ids"].equal(
         again.splits["train"][Draw([0, 1], {})]["student"]["input_ids"]
@@ -100,6 +103,24 @@ def test_cut_texts_are_counted(text: TextData, tmp_path: Path, capsys: pytest.Ca
     long = sum(len(ids) > 8 for ids in text.tokenizer(list(text.splits["train"]["text"]))["input_ids"])
     assert f"train: {long} of 200 texts are longer than 8 tokens and were cut." in capsys.readouterr().out
     assert data.splits["train"].lengths.max() == 8
+
+
+def test_cut_texts_are_refused_on_request(text: TextData, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^train: \d+ of 200 texts are longer than 8 tokens, the first is row \d+, and"
+    ):
+        TextDataModule(text, {"student": text.tokenizer}, tmp_path, max_length=8, truncate=False)
+    TextDataModule(text, {"student": text.tokenizer}, tmp_path, max_length=64, truncate=False)
+
+
+def test_a_teacher_may_read_further_than_its_student(text: TextData, tmp_path: Path) -> None:
+    tokenizers = {"student": text.tokenizer, "teacher": text.tokenizer}
+    data = TextDataModule(text, tokenizers, tmp_path, max_length={"student": 6, "teacher": 32})
+    batch = data.splits["train"][Draw([0, 1], {})]
+    alone = [text.tokenizer(list(text.splits["train"]["text"][:2]), truncation=True, max_length=size, padding=True)
+             for size in (6, 32)]  # fmt: skip
+    assert [batch[role]["input_ids"].tolist() for role in tokenizers] == [one["input_ids"] for one in alone]
+    assert data.key != TextDataModule(text, tokenizers, tmp_path, max_length=6).key
 
 
 def test_a_call_does_not_change_the_tokenizers_key(text: TextData) -> None:

@@ -17,9 +17,10 @@ import pytest
 from conftest import ROOT, STORE
 
 from kd import artefact, demo, files
+from kd.batches import Draw
 from kd.check import check_before_loading
 from kd.command_line import compose
-from kd.datamodule import Draw, TextDataModule
+from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.sources import TextData
 

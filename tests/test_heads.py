@@ -21,7 +21,7 @@ from kd.command_line import compose
 from kd.errors import UserError
 from kd.models import load_model, parameter_count, random_model, student_of_layers, tokenizer_for
 from kd.signals import Recorder
-from kd.tasks import Classification, Regression
+from kd.tasks import Classification, MaskedLM, Regression, Task, TokenClassification
 from kd.teacher import teacher_key
 
 TASK = Classification(demo.LABELS)
@@ -306,6 +306,18 @@ def test_a_wrong_word_is_answered_with_the_nearest() -> None:
         check_values(compose(["teacher.pooling=men"]))
     with pytest.raises(UserError, match="student.pooling=atention: Did you mean 'attention'"):
         check_values(compose(["student.pooling=atention"]))
+
+
+@pytest.mark.parametrize("task", [TokenClassification(["O", "B-x"]), MaskedLM()], ids=lambda task: type(task).__name__)
+def test_answers_for_single_tokens_pool_nothing(task: Task, tmp_path: Path) -> None:
+    shape = architecture(1, 32)
+    assert not heads.pooling_of(random_model(shape, task).config)
+    with pytest.raises(UserError, match="pooling=mean: this task has an answer for single tokens"):
+        random_model(shape | {"pooling": "mean"}, task)
+    made("bert", "mean").save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, task)
+    assert not loaded.has_head
+    assert "kd_pooling" not in loaded.model.config.to_dict()
 
 
 @pytest.mark.parametrize(

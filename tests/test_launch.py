@@ -145,7 +145,7 @@ def test_choices_exist() -> None:
         )
         for key, _, _ in flat(plain(compose(lines)))
     }
-    not_in_these = {"quant.group_size", "data.source.rows", "data.source.scored_rows"}
+    not_in_these = {"data.source.validation_rows", "quant.group_size", "data.source.rows", "data.source.scored_rows"}
     assert set(CHOICES) | set(FRACTIONS) | (set(POSITIVE) - not_in_these) <= everything
 
 

@@ -108,7 +108,7 @@ def test_padding_changes_no_loss(data: TextDataModule) -> None:
     student, teacher = model(2, 32), model(3, 32, seed=1)
     task = Classification(["negative", "positive"])
     losses = set_up(every_loss(), student, teacher, task)
-    from kd.datamodule import Draw
+    from kd.batches import Draw
     from kd.signals import Recorder
 
     rows = list(range(8))

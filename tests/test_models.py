@@ -12,7 +12,7 @@ from conftest import OWN, STORE, architecture, model
 
 from kd import demo
 from kd.architecture import SHAPE, as_conf
-from kd.datamodule import tokenizer_key
+from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.models import config_of, head_linear, load_model, load_tokenizer, student_of_layers, tokenizer_for
 from kd.signals import Recorder

@@ -31,6 +31,7 @@ def report(latency: float | None = None) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "select": "accuracy",
+        "higher_is_better": True,
         "models": models,
         "teacher_beats_chance": True,
         "student_beats_chance": True,

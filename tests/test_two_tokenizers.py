@@ -19,7 +19,7 @@ from kd.command_line import compose
 from kd.errors import UserError
 from kd.models import load_tokenizer, random_model
 from kd.pair import check_token_level, find_pair, first_difference
-from kd.tasks import Classification
+from kd.tasks import Classification, MaskedLM
 
 TASK = Classification(demo.LABELS)
 
@@ -87,13 +87,23 @@ def test_each_reads_with_its_own_and_losses_on_tokens_name_what_differs(lines: l
     assert len(teacher["input_ids"]) != len(student["input_ids"])
     assert set(teacher) == {"input_ids", "attention_mask"}
     for method in ("logit", "pkd"):
-        check_token_level(build_losses(compose([*lines, f"method={method}"]), TASK), pair)
+        check_token_level(build_losses(compose([*lines, f"method={method}"]), TASK), pair, TASK)
     with pytest.raises(UserError) as caught:
-        check_token_level(build_losses(compose([*lines, "method=feature"]), TASK), pair)
+        check_token_level(build_losses(compose([*lines, "method=feature"]), TASK), pair, TASK)
     assert "have different tokenizers (position 0: '[PAD]' in the student's vocabulary against '<s>')" in str(
         caught.value
     )
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_losses_on_tokens_need_equal_lengths() -> None:
+    lines = ["data=demo", "teacher=minilm_l6", "student=layers", "data.max_length=32", "teacher.max_length=64"]
+    for method in ("logit", "pkd"):
+        build_losses(compose([*lines, f"method={method}"]), TASK)
+    with pytest.raises(UserError, match=r"different lengths \(teacher.max_length=64, data.max_length=32\)"):
+        build_losses(compose([*lines, "method=feature"]), TASK)
+    with pytest.raises(UserError, match="method.soft compares logits token by token"):
+        build_losses(compose([*lines, "method=logit"]), MaskedLM())
 
 
 def test_the_first_token_that_differs_is_named() -> None:

@@ -70,7 +70,7 @@ class Artefact:
 
     def predict(self, texts: str | Sequence[Text]) -> list[dict[str, Any]]:
         """One dict a text or pair, as the task describes a prediction: ``label`` and ``probabilities`` by name."""
-        return self.task.describe(self.logits([texts] if isinstance(texts, str) else texts), self.decision)
+        return self.task.predict(self, [texts] if isinstance(texts, str) else texts, self.decision)
 
 
 def save_float(

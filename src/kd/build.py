@@ -127,17 +127,22 @@ def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     if all(cfg[role].weights == "pretrained" for role in ("teacher", "student")) and (
         student.vocab_size != teacher.vocab_size
     ):
-        refuse_token_level(losses, f"{student.vocab_size} entries against {teacher.vocab_size}")
+        sizes = f"{student.vocab_size} entries against {teacher.vocab_size}"
+        refuse_token_level(losses, f"different tokenizers ({sizes})", task)
+    if (cfg.teacher.max_length or cfg.data.max_length) != cfg.data.max_length:
+        lengths = f"different lengths (teacher.max_length={cfg.teacher.max_length}, data.max_length"
+        refuse_token_level(losses, f"{lengths}={cfg.data.max_length})", task)
     return losses
 
 
-def refuse_token_level(losses: dict[str, Loss], difference: str) -> None:
-    """Raises UserError for a loss on states of single tokens, for two models that do not read the same tokens."""
+def refuse_token_level(losses: dict[str, Loss], difference: str, task: Task) -> None:
+    """Raises UserError for a loss on single tokens, for two models that do not read the same tokens."""
+    whole_texts = () if task.same_tokens else ("logits",)
     for name, loss in losses.items():
-        signals = [s for s in loss.teacher_signals if s != "logits" and not s.startswith("cls/")]
+        signals = [s for s in loss.teacher_signals if s not in whole_texts and not s.startswith("cls/")]
         if signals:
+            instead = "" if task.same_tokens else "Take method=logit or method=pkd, which compare whole texts, or a "
             raise UserError(
-                f"method.{name} compares {signals[0]} token by token, but teacher and student have different "
-                f"tokenizers ({difference}). Take method=logit or method=pkd, which compare whole texts, or a "
-                "student with the teacher's tokenizer."
+                f"method.{name} compares {signals[0]} token by token, but teacher and student have {difference}. "
+                f"{instead or 'Take a '}student with the teacher's tokenizer and length."
             )

@@ -30,6 +30,7 @@ from kd.store import Wanted, complete, require
 CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.pooling": POOLINGS,
     "student.pooling": POOLINGS,
+    "data.truncation": ("cut", "error"),
     "teacher.fine_tune.when": ("auto", "always", "never"),
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
@@ -46,8 +47,7 @@ OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
 SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
-    "data.validation_share",
-    "student.num_layers",
+    "data.source.validation_rows", "data.validation_share", "teacher.max_length", "student.num_layers",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
@@ -95,8 +95,9 @@ def check_values(cfg: DictConfig) -> None:
     for key in ("trainer.max_steps", "teacher.fine_tune.max_steps"):
         if value_of(cfg, key) == 0 or value_of(cfg, key) < -1:
             raise UserError(f"{key}={value_of(cfg, key)}: give the number of steps, or -1 for no bound.")
-    if cfg.data.max_length < 3:
-        raise UserError(f"data.max_length={cfg.data.max_length}: [CLS], a word and [SEP] take 3 tokens.")
+    for key in ("data", "teacher"):
+        if cfg[key].max_length is not None and cfg[key].max_length < 3:
+            raise UserError(f"{key}.max_length={cfg[key].max_length}: [CLS], a word and [SEP] take 3 tokens.")
     if cfg.optimizer.get("lr") is None:
         raise UserError("optimizer.lr=null: give a learning rate.")
     if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
@@ -184,7 +185,8 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"Teacher and student both start from random weights, so neither brings a tokenizer, and data={data.name} "
             "has none: take one of them pretrained, or data=demo."
         )
-    found += shape_contradictions(cfg) + vocabulary_contradictions(cfg) + quantization_contradictions(cfg)
+    for part in (length_contradictions, shape_contradictions, vocabulary_contradictions, quantization_contradictions):
+        found += part(cfg)
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
         found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
     return found
@@ -193,17 +195,24 @@ def contradictions(cfg: DictConfig) -> list[str]:
 def shape_contradictions(cfg: DictConfig) -> list[str]:
     found = []
     for role in ("teacher",) if cfg.student.name == "layers" else ("teacher", "student"):
-        shape, length = architecture(cfg, role), cfg.data.max_length
-        there = positions(shape)
-        if length > there:
-            found.append(
-                f"data.max_length={length} is more than the {there} positions of {role}={cfg[role].name}: "
-                f"set data.max_length={there} or less."
-            )
+        shape = architecture(cfg, role)
         if shape["hidden_size"] % shape["num_attention_heads"]:
             found.append(
                 f"The {role}'s num_attention_heads={shape['num_attention_heads']} does not divide its hidden_size="
                 f"{shape['hidden_size']}: change one of them."
+            )
+    return found
+
+
+def length_contradictions(cfg: DictConfig) -> list[str]:
+    """More tokens than a model has positions; of student=layers, which has its teacher's, said once."""
+    own, found = cfg.teacher.max_length is not None, []
+    for role, key in (("teacher", "teacher" if own else "data"), ("student", "data")):
+        length, there = cfg[key].max_length, positions(architecture(cfg, role))
+        if length > there and (own or role == "teacher" or cfg.student.name != "layers"):
+            found.append(
+                f"{key}.max_length={length} is more than the {there} positions of {role}={cfg[role].name}: "
+                f"set {key}.max_length={there} or less."
             )
     return found
 

@@ -25,7 +25,7 @@ def compare(places: Sequence[Path], sort: str | None = None, out: Path | None = 
     found = compared(runs)
     column = sort_column(sort, found) if sort else None
     for one in found:
-        one.rows = ranked(one.rows, column or one.score, one.score)
+        one.rows = ranked(one, column or one.score, one.score)
     text = "\n\n".join([*(section(one, column, len(found) > 1) for one in found), *filter(None, [said(unfinished)])])
     if out is not None:
         try:
@@ -102,14 +102,15 @@ def name_of(row: Row, other: Row) -> str:
 
 def verdict(one: Comparison, split: str) -> str:
     """Whether the best group is better than the next, as far as the seeds can tell."""
-    students = [row for row in ranked(one.rows, split, split) if row.model != "teacher" and row.values[split]]
+    students = [row for row in ranked(one, split, split) if row.model != "teacher" and row.values[split]]
     first = students[0] if students else None
     second = next((row for row in students if first and row.label != first.label), None)
     single = "One seed: no error bars; differences may be noise."
     if first is None or second is None:
         return single if all(row.n < 2 for row in one.rows) else ""
-    difference = 100 * (first.mean(split) - second.mean(split))
-    names = f"{name_of(first, second)}, {difference:.2f} points before {name_of(second, first)}"
+    difference = abs(first.mean(split) - second.mean(split))
+    ahead = f"{100 * difference:.2f} points" if one.higher_is_better else f"{difference:.4f}"
+    names = f"{name_of(first, second)}, {ahead} before {name_of(second, first)}"
     text = f"Best by {split} {one.select}: {names}"
     fewest = min(len(row.values[split]) for row in (first, second))
     if fewest < 2:
@@ -117,7 +118,7 @@ def verdict(one: Comparison, split: str) -> str:
     _, error = gap(first.values[split], second.values[split])
     if not error:
         return f"{text}; their seeds do not differ at all, so there is no standard error."
-    ratio = round(difference / 100 / error, 1)
+    ratio = round(difference / error, 1)
     text += f", {ratio} standard errors of the difference"
     within = ": within noise" if ratio < 2 else ""
     rough = f"; with {fewest} seeds the error itself is rough" if fewest < FEW else ""

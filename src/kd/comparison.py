@@ -12,7 +12,7 @@ from typing import Any
 from kd.errors import UserError, nearest
 from kd.found import NAMES, Run
 from kd.groups import Group, made_groups, word
-from kd.table import COLUMNS, SMALLER_IS_BETTER, TIMED
+from kd.table import COLUMNS, SCORES, SMALLER_IS_BETTER, TIMED
 
 METRICS = [name for name, _, _ in COLUMNS]
 
@@ -44,6 +44,7 @@ class Comparison:
     select: str
     groups: list[Group]
     rows: list[Row]
+    higher_is_better: bool = True  # of ``select``
 
     @property
     def keys(self) -> list[str]:
@@ -70,7 +71,7 @@ def compared(runs: Sequence[Run]) -> list[Comparison]:
         for group in groups:
             models = dict.fromkeys(model for run in group.runs for model in run.report["models"] if model != "teacher")
             rows += [made_row(group.label, model, group.runs, select) for model in models]
-        found.append(Comparison(data, select, groups, rows))
+        found.append(Comparison(data, select, groups, rows, members[0].report.get("higher_is_better", True)))
     return found
 
 
@@ -121,13 +122,14 @@ def common_label(groups: Sequence[Group]) -> dict[str, str]:
     return {key: value if all(g.label[key] == value for g in groups) else "" for key, value in first.items()}
 
 
-def ranked(rows: Sequence[Row], column: str, score: str) -> list[Row]:
+def ranked(one: Comparison, column: str, score: str) -> list[Row]:
     """Best first; what was not measured last; among equals by score."""
+    smaller = (*SMALLER_IS_BETTER, *(() if one.higher_is_better else SCORES))
 
     def key(row: Row, name: str) -> tuple[Any, ...]:
         if name in METRICS:
             mean = row.mean(name)
-            return math.isnan(mean), mean if name in SMALLER_IS_BETTER else -mean
+            return math.isnan(mean), mean if name in smaller else -mean
         if name == "n":
             return (-row.n,)
         text = row.model if name == "model" else row.label.get(name, "")
@@ -136,7 +138,7 @@ def ranked(rows: Sequence[Row], column: str, score: str) -> list[Row]:
         except ValueError:
             return 1 if text else 2, 0.0, text  # a teacher of several groups comes last
 
-    return sorted(rows, key=lambda row: (key(row, column), key(row, score)))
+    return sorted(one.rows, key=lambda row: (key(row, column), key(row, score)))
 
 
 def sort_column(wanted: str, found: Sequence[Comparison]) -> str:

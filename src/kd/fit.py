@@ -123,7 +123,7 @@ def fit(
     state = LastState(last, settings.checkpoint_seconds, key)
     best = ModelCheckpoint(
         checkpoints, filename="best-step{step}", auto_insert_metric_name=False, monitor=f"val/{task.select}",
-        mode="max", save_weights_only=True, enable_version_counter=False,
+        mode="max" if task.higher_is_better else "min", save_weights_only=True, enable_version_counter=False,
     )  # fmt: skip
     own = [Progress(title), watch, state, best, ValidateLastStep(), RestoreBest()]
     trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])

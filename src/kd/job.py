@@ -172,7 +172,8 @@ def in_a_process(cfg: DictConfig) -> float | None:
         sys.exit(code)
     if code == 0:
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-        return float(report["models"]["student"]["validation"][report["select"]])
+        score = float(report["models"]["student"]["validation"][report["select"]])
+        return score if report["higher_is_better"] else -score
     reason = output / FAILED
     text = reason.read_text(encoding="utf-8").strip() if reason.is_file() else f"it ended with exit code {code}"
     note_failure(output, f"{swept()}: {text}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd.losses.base import Batch, Loss, Signals
 from kd.signals import Recorder
 from kd.tasks.base import Task
+from kd.units import logits_at
 
 
 class FrozenTeacher:
@@ -99,16 +100,17 @@ class DistillationModule(L.LightningModule):
         self.sums = sums.clone()
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
-        means = dict(zip(found, sums[:, 0] / sums[:, 1], strict=True))
+        means = dict(zip(found, sums[:, 0] / sums[:, 1].clamp(min=1), strict=True))
         self.log_dict({f"train/loss/{name}": mean for name, mean in means.items()})
         self.log("train/loss", torch.stack([self.terms[name].weight * mean for name, mean in means.items()]).sum())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = logits_at(self.student, **batch["student"]).float()
         labels = batch["labels"]
         if self.task.scored_against_teacher:
-            assert self.teacher is not None  # no loss of such a task does without
+            assert self.teacher is not None
             labels = self.teacher(batch["teacher"])["logits"].float()
-        self.metrics.update(self.student(**batch["student"]).logits.float(), labels)
+        self.metrics.update(self.task.digest(logits, labels), labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})

@@ -40,8 +40,7 @@ def random_model(architecture: dict[str, Any], task: Task, tokenizer: Any = None
     for name in special_ids(config) if tokenizer is not None else ():
         setattr(config, name, getattr(tokenizer, name))
     model = heads.Auto(task).from_config(config)
-    if task.outputs:
-        task.start_head(head_linear(model))
+    start_head(model, task)
     return model.eval()
 
 
@@ -114,8 +113,7 @@ def with_new_head(directory: Path, config: Any, task: Task, pooling: str | None)
     lost = [key for key in missing if key.startswith(inside) and ".pooler." not in key]
     if lost:
         raise UserError(f"{directory}: the weights file lacks {', '.join(sorted(lost)[:5])} of the encoder.")
-    if task.outputs:
-        task.start_head(head_linear(model))
+    start_head(model, task)
     return Loaded(model.eval(), has_head=not heads.learned(model))
 
 
@@ -195,6 +193,12 @@ def bare(layer: nn.Module, norm_name: str, linear_name: str) -> None:
     linear.weight *= norm.weight
     linear.weight -= linear.weight.mean(1, keepdim=True)
     setattr(layer, norm_name, nn.Identity())
+
+
+def start_head(model: Any, task: Task) -> None:
+    """A new head as the task would have it; one of a vocabulary is no head of the task's."""
+    if task.outputs:
+        task.start_head(head_linear(model))
 
 
 def head_linear(model: Any) -> nn.Linear:

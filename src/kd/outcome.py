@@ -66,6 +66,7 @@ def finish_report(
     finished = {
         "title": f"{cfg.teacher.name} to {cfg.student.name} by {cfg.method.name}, {cfg.quant.name}, on {cfg.data.name}",
         "select": task.select,
+        "higher_is_better": task.higher_is_better,
         "teacher_beats_chance": teacher_beats_chance,
         "student_beats_chance": task.beats_chance(
             score,

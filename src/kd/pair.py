@@ -20,7 +20,8 @@ from kd.architecture import (
     student_overrides,
 )
 from kd.build import refuse_token_level
-from kd.datamodule import TextDataModule, tokenizer_key
+from kd.datamodule import TextDataModule
+from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings
 from kd.losses import Loss
@@ -65,11 +66,16 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
     )
 
 
-def check_token_level(losses: dict[str, Loss], pair: Pair) -> None:
+def check_token_level(losses: dict[str, Loss], pair: Pair, task: Task) -> None:
     """States of single tokens can be compared only if both models read the same tokens."""
     student, teacher = (pair.tokenizers[role] for role in ("student", "teacher"))
     if tokenizer_key(student, inputs=False) != tokenizer_key(teacher, inputs=False):
-        refuse_token_level(losses, first_difference(student, teacher))
+        refuse_token_level(losses, f"different tokenizers ({first_difference(student, teacher)})", task)
+
+
+def max_lengths(cfg: DictConfig) -> dict[str, int]:
+    """How many tokens of a row each role reads."""
+    return {"student": cfg.data.max_length, "teacher": cfg.teacher.max_length or cfg.data.max_length}
 
 
 def first_difference(student: Any, teacher: Any) -> str:
@@ -85,12 +91,12 @@ def shown(token: str | None) -> str:
     return "nothing" if token is None else repr(token)
 
 
-def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path) -> TextDataModule:
+def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task: Task) -> TextDataModule:
     """The training rows as the teacher reads them."""
     tune = cfg.teacher.fine_tune
     return TextDataModule(
-        data, {"student": pair.tokenizers["teacher"]}, cache, tune.batch_size, cfg.data.max_length, cfg.data.limit,
-        cfg.data.num_workers, tune.seed,
+        data, {"student": pair.tokenizers["teacher"]}, cache, tune.batch_size, max_lengths(cfg)["teacher"],
+        cfg.data.limit, cfg.data.num_workers, tune.seed, task.units, cfg.data.truncation == "cut",
     )  # fmt: skip
 
 
@@ -115,10 +121,10 @@ def make_teacher(
     if loaded.has_head:  # trained anew from the head it has
         check_labels(loaded.model, task, gate=False)
     models.check_vocabulary("teacher", pair.tokenizers["teacher"], loaded.model.config)
-    models.check_positions("teacher", pair.tokenizers["teacher"], loaded.model.config, cfg.data.max_length)
+    models.check_positions("teacher", pair.tokenizers["teacher"], loaded.model.config, max_lengths(cfg)["teacher"])
     if not tune.wanted(loaded.has_head, node.weights):
         return loaded.model
-    rows = teacher_data(cfg, data, pair, cache)
+    rows = teacher_data(cfg, data, pair, cache, task)
     return fine_tuned(
         loaded, identity, node.name, pair.tokenizers["teacher"], task, rows, tune, settings, cache,
         lambda done: logs.open("teacher", done), pooling(cfg, "teacher"),

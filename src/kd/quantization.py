@@ -209,7 +209,9 @@ def save(model: Any, settings: Settings, summary: Summary, directory: Path) -> N
     from safetensors.torch import save as serialize
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    tensors, metadata = flatten_tensor_state_dict(model.state_dict())
+    state = model.state_dict()
+    tied = second_names(state)
+    tensors, metadata = flatten_tensor_state_dict({k: v for k, v in state.items() if k not in tied})
     data = serialize({k: v.contiguous() for k, v in tensors.items()}, metadata)
     (directory / "model.safetensors").write_bytes(in_order(data))
     embeddings = {
@@ -228,9 +230,18 @@ def save(model: Any, settings: Settings, summary: Summary, directory: Path) -> N
             **asdict(settings),
             "layers": summary.quantized,
             "embedding_shapes": embeddings,
+            **({"tied": tied} if tied else {}),
         },
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def second_names(state: dict[str, Tensor]) -> dict[str, str]:
+    """Of tensors with several names, every name but the first, and the first: a file has each tensor once."""
+    first: dict[int, str] = {}
+    plain = {name: tensor for name, tensor in state.items() if type(tensor) in (Tensor, nn.Parameter)}
+    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in plain.items() if tensor.numel()}
+    return {name: kept for name, kept in names.items() if name != kept}
 
 
 def in_order(data: bytes) -> bytes:
@@ -262,5 +273,6 @@ def load(directory: Path, auto_class: Any) -> Any:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state, left_over = unflatten_tensor_state_dict(tensors, file.metadata())
     assert not left_over, f"unread tensors: {sorted(left_over)}"
+    state |= {name: state[first] for name, first in about.get("tied", {}).items()}
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)

@@ -22,6 +22,7 @@ from kd.table import rows as rows  # also reached as report.rows and report.tabl
 from kd.table import scored
 from kd.table import table as table
 from kd.tasks.base import Decision, Task
+from kd.units import logits_at
 
 LATENCY_SHAPE = (1, 32)
 THROUGHPUT_SHAPE = (32, 64)
@@ -43,16 +44,19 @@ class Entry:
 
 
 @torch.no_grad()
-def logits_of(model: Any, data: TextDataModule, split: str, role: str, device: torch.device, title: str) -> Tensor:
-    """Logits of every row of a split, in the order of the rows, on the CPU."""
+def logits_of(
+    model: Any, data: TextDataModule, split: str, role: str, task: Task, device: torch.device, title: str
+) -> Tensor:
+    """What the task keeps of the logits of every unit of a split, in the order of the rows, on the CPU."""
     model.to(device).eval()
-    loader = data.score_loader(split)
+    loader, counts = data.score_loader(split), data.splits[split].units.counts["labels"]
     found: dict[int, Tensor] = {}
     for batch in tqdm(loader, desc=title, unit="batch", leave=False, mininterval=1.0, disable=rank() > 0):
         inputs = {name: tensor.to(device) for name, tensor in batch[role].items()}
-        for row, logits in zip(batch["rows"].tolist(), model(**inputs).logits.float().cpu(), strict=True):
-            found[row] = logits
-    return torch.stack([found[row] for row in range(len(found))])
+        digest = task.digest(logits_at(model, **inputs).float(), batch["labels"].to(device)).cpu()
+        rows = batch["rows"].tolist()
+        found |= dict(zip(rows, torch.split(digest, counts[rows].tolist()), strict=True))
+    return torch.cat([found[row] for row in range(len(found))])
 
 
 def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: torch.device) -> None:
@@ -65,7 +69,7 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
             if split not in entry.logits:
                 title = f"Scoring {entry.name} on {split}"
                 where = torch.device("cpu") if entry.quantized else device  # torchao's int8 is converted for the CPU
-                entry.logits[split] = logits_of(entry.model, data, split, entry.role, where, title)
+                entry.logits[split] = logits_of(entry.model, data, split, entry.role, task, where, title)
             labels = reference(entries, data, split, task)
             if split == "validation":
                 entry.decision = task.decide(entry.logits[split], labels)
@@ -75,8 +79,8 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
             entry.figures[split] |= task.extra(split, entry.logits[split])
             own, teachers = (task.answers(one.logits[split], one.decision) for one in (entry, entries[0]))
             entry.figures[f"{split}_agreement"] = task.agreement(own, teachers)
-            best = entries[0].figures[split][task.select]
-            entry.figures[f"{split}_retention"] = entry.figures[split][task.select] / best if best else 0.0
+            scores = [one.figures[split][task.select] for one in (entry, entries[0])]
+            entry.figures[f"{split}_retention"] = task.retention(*scores)
 
 
 def reference(entries: Sequence[Entry], data: TextDataModule, split: str, task: Task) -> Tensor:
@@ -142,20 +146,23 @@ def sentence(report: dict[str, Any]) -> str:
     split = scored(student)
     ratio = models["teacher"]["weights_bytes"] / student["weights_bytes"]
     size = f"{ratio:.1f} times fewer" if ratio >= 1 else f"{1 / ratio:.1f} times more"
-    text = (
-        f"The student keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select} with {size} "
-        f"bytes of weights; {split} has {report['rows'][split]} rows."
-    )
+    kept = f"keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select}"
+    if not report["higher_is_better"]:
+        kept = (
+            f"has {student[split][select] / models['teacher'][split][select]:.2f} times the teacher's {split} {select}"
+        )
+    text = f"The student {kept} with {size} bytes of weights; {split} has {report['rows'][split]} rows."
     if not report["teacher_beats_chance"]:
         text = "The teacher does not beat guessing, so retention and agreement say nothing."
     elif not report["student_beats_chance"]:
         text = f"The student does not beat guessing: it has learned nothing that {split} shows. Train it longer."
     if last is student:
         return text
-    change = 100 * (last[split][select] - student[split][select])
+    change = last[split][select] - student[split][select]
+    points = f"{100 * change:+.2f} points" if report["higher_is_better"] else f"{change:+.2f} {select}"
     text += (
         f" {names[-1]} takes {100 * last['weights_bytes'] / student['weights_bytes']:.0f} % of the float student's "
-        f"bytes at {change:+.2f} points."
+        f"bytes at {points}."
     )
     if "latency_ms_p50" in last:
         ratio = last["latency_ms_p50"] / student["latency_ms_p50"]

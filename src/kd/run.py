@@ -20,7 +20,7 @@ from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.noise import silence_transformers
 from kd.outcome import finish_report, save_converted, save_student
-from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher
+from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
 from kd.resume import settings_key
 from kd.sources import TextData
 from kd.store import claim, content_key, local_rank
@@ -31,7 +31,10 @@ SHOWN = 10  # labels in the line about the data
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Everything. Returns the student's validation score, for a sweeper; None on ranks that do not report."""
+    """Everything. Returns the student's validation score for a sweeper, which maximizes: a perplexity below 0.
+
+    None on ranks that do not report.
+    """
     silence_transformers()
     names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
     logs = loggers.Logs(Path(cfg.paths.output), container(cfg), names)
@@ -55,7 +58,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     L.seed_everything(cfg.seed, verbose=False)
     losses = build_losses(cfg, task)
     pair = find_pair(cfg, data)
-    check_token_level(losses, pair)
+    check_token_level(losses, pair, task)
     claim(output, OmegaConf.to_yaml(cfg, resolve=True), resume=cfg.resume is not None)
 
     rows = student_rows(cfg, data, pair, cache, task)
@@ -95,18 +98,19 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")
-    return score
+    return score if task.higher_is_better else -score
 
 
 def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task: Task) -> TextDataModule:
     """The rows as student and teacher read them while distilling."""
     rows = TextDataModule(
-        data, pair.tokenizers, cache, cfg.data.batch_size, cfg.data.max_length, cfg.data.limit, cfg.data.num_workers,
-        cfg.seed,
+        data, pair.tokenizers, cache, cfg.data.batch_size, max_lengths(cfg), cfg.data.limit, cfg.data.num_workers,
+        cfg.seed, task.units, cfg.data.truncation == "cut",
     )  # fmt: skip
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
     more = f", ... ({len(task.label_names)})" if len(task.label_names) > SHOWN else ""
-    print(f"Data: {sizes} rows; labels {', '.join(task.label_names[:SHOWN]) or 'none'}{more}")
+    labels = f"; labels {', '.join(task.label_names[:SHOWN])}{more}" if task.label_names else ""
+    print(f"Data: {sizes} rows{labels}")
     return rows
 
 
@@ -127,8 +131,11 @@ def leads_alone(fitted: Fitted) -> bool:
 
 
 def fp32_bytes(model: Any) -> int:
-    """What the weights take as float32, so that ratios mean the same for a checkpoint stored in float16."""
-    return sum(4 * tensor.numel() for tensor in model.state_dict().values())
+    """What the weights take as float32, so that ratios mean the same for a checkpoint stored in float16.
+
+    A tensor of two names (a masked language model's embeddings) is stored once.
+    """
+    return sum(4 * size for size in {t.data_ptr(): t.numel() for t in model.state_dict().values()}.values())
 
 
 def say(

@@ -1,6 +1,6 @@
 """Signals: names of tensors that losses ask a model for, and the Recorder that takes them in one forward pass.
 
-``logits``, ``embedding`` (the output of the embedding block), ``hidden/k`` ``[B, L, H]`` (transformers'
+``logits`` (see logits_at), ``embedding`` (the output of the embedding block), ``hidden/k`` ``[B, L, H]`` (transformers'
 ``hidden_states[k]``: 0 is the embedding output, layers count from 1) and ``cls/k`` ``[B, H]``, its first token.
 What enters the first layer is 0, and what the base model gives out is the last: whatever a family does before or after.
 """
@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kd.errors import UserError
 from kd.models import encoder_layers
+from kd.units import logits_at
 
 KINDS = ("hidden", "cls")
 
@@ -57,11 +58,11 @@ class Recorder:
         made_by: nn.Module = self.model.base_model if layer == len(layers) else layers[layer - 1]
         return made_by.register_forward_hook(lambda _module, _inputs, output: keep(output))
 
-    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+    def __call__(self, places: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         hidden: dict[int, Tensor] = {}
         handles = [self.watch(layer, hidden) for layer in {k for k in self.layers.values() if k is not None}]
         try:
-            logits = self.model(**inputs).logits
+            logits = logits_at(self.model, places, **inputs)
         finally:
             for handle in handles:
                 handle.remove()

@@ -40,11 +40,13 @@ def stored(
     columns: Mapping[str, str] | None = None,
     validation_share: float | None = None,
     split_seed: int = 0,
+    validation_rows: int | None = None,
 ) -> TextData:
     """Parquet files of the store or of a hub data set, each with its columns renamed to ``text`` and ``label``.
 
     A label is a number of ``label_names``, a list of such numbers (rows of 0 and 1 are made of them), or a real
-    number. ``validation_share`` splits validation off where there is none.
+    number; words (``tokens``) have a list of such numbers, a tag each. Without ``label_names`` there is no label.
+    ``validation_share`` splits validation off where there is none; ``validation_rows`` is the most that are taken.
     """
     from datasets import Dataset, disable_progress_bars
 
@@ -63,22 +65,26 @@ def stored(
                 f"{', '.join(rows.column_names)}: set data.source.hub_columns."
             )
         before = {new: old for old, new in renamed.items()}  # other columns may have the new names
-        wanted_columns = [before.get(new, new) for new in ("text", "label")]
+        texts = "tokens" if "tokens" in before else "text"
+        wanted_columns = [before.get(new, new) for new in ((texts, "label") if label_names else (texts,))]
         rows = rows.select_columns([column for column in wanted_columns if column in rows.column_names])
         rows = rows.rename_columns({old: new for old, new in renamed.items() if old != new})
-        if labelled(rows, split, len(label_names), directory):
+        if not label_names or labelled(rows, split, len(label_names), directory):
             splits[split] = multi_hot(rows, len(label_names))
     if "validation" not in splits and validation_share:
         splits["train"], splits["validation"] = split_off(splits["train"], validation_share, split_seed)
     hashes = {split: [file_hash(path) for path in paths] for split, paths in files.items()}
     share = [validation_share, split_seed] if validation_share else None
-    key = content_key(files=hashes, columns=renamed, labels=list(label_names), share=share)
+    more = {"validation_rows": validation_rows} if validation_rows else {}
+    key = content_key(files=hashes, columns=renamed, labels=list(label_names), share=share, **more)
+    if validation_rows and validation_rows < len(splits["validation"]):
+        splits["validation"] = splits["validation"].shuffle(seed=split_seed).select(range(validation_rows))
     return TextData(name, splits, list(label_names), key)
 
 
 def labelled(rows: Any, split: str, classes: int, directory: Path) -> bool:
     """Whether a split has labels (hub test sets often have -1); raises UserError for labels out of range."""
-    missing = {"text", "label"} - set(rows.column_names)
+    missing = {"tokens" if "tokens" in rows.column_names else "text", "label"} - set(rows.column_names)
     if missing:
         raise UserError(f"{directory}: the {split} files lack the column {', '.join(sorted(missing))}.")
     labels = rows["label"]
@@ -86,6 +92,12 @@ def labelled(rows: Any, split: str, classes: int, directory: Path) -> bool:
     if found == {-1} and split == "test":
         print("The test split has no labels; only validation is scored.")
         return False
+    if "tokens" in rows.column_names:
+        uneven = [
+            row for row, (words, tags) in enumerate(zip(rows["tokens"], labels, strict=True)) if len(words) != len(tags)
+        ]
+        if uneven:
+            raise UserError(f"{directory}: row {uneven[0] + 1} of the {split} files has not as many tags as words.")
     if isinstance(labels[0], float):
         wrong = [label for label in found if not math.isfinite(label)]
     else:
@@ -97,7 +109,7 @@ def labelled(rows: Any, split: str, classes: int, directory: Path) -> bool:
 
 def multi_hot(rows: Any, classes: int) -> Any:
     """Lists of label numbers as rows of 0 and 1; other labels as they are."""
-    if not isinstance(rows[0]["label"], list):
+    if "tokens" in rows.column_names or "label" not in rows.column_names or not isinstance(rows[0]["label"], list):
         return rows
     from datasets import Dataset
 

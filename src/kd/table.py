@@ -22,6 +22,7 @@ COLUMNS: list[tuple[str, Callable[[dict[str, Any], str], Any], str]] = [
     ("p95 1x32", lambda f, _: f["latency_ms_p95"], "{:.2f} ms"),
     ("rows/s 32x64", lambda f, _: f["rows_per_second"], "{:.0f}"),
 ]
+SCORES = ("validation", "test")
 TIMED = ("p50 1x32", "p95 1x32", "rows/s 32x64")  # new at every measuring, also of one and the same model
 SMALLER_IS_BETTER = ("parameters", "weights", "p50 1x32", "p95 1x32")
 

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from kd.checkpoint import steps_done, steps_logged
-from kd.datamodule import TextDataModule, tokenizer_key
+from kd.datamodule import TextDataModule
+from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
 from kd.losses import HardLabelLoss
@@ -51,7 +52,7 @@ def teacher_key(
     optimizer = settings.optimizer
     assert isinstance(optimizer, functools.partial)
     return content_key(
-        weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__,
+        weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__, **task.settings(),
         tokenizer=tokenizer_key(tokenizer), tune=vars(tune) | {"when": None},
         optimizer=[f"{optimizer.func.__module__}.{optimizer.func.__qualname__}", optimizer.keywords],
         schedule=[settings.schedule_name, settings.warmup], format=FORMAT,
@@ -169,7 +170,7 @@ def check_score(teacher: Entry, labels: Tensor, task: Task, gate: bool, max_step
     score, logits = teacher.figures["validation"][task.select], teacher.logits["validation"]
     chance, meaning = task.chance(labels)
     low, high = task.interval(score, logits, labels, teacher.decision)
-    if low > chance:
+    if task.beats_chance(score, logits, labels, teacher.decision):
         return True
     longer = f"teacher.fine_tune.max_steps={max_steps} ended it" if max_steps > 0 else "teacher.fine_tune.epochs"
     text = (

@@ -23,6 +23,7 @@ class Loss(nn.Module):
 
     * ``"examples"``: rows; also batch-coupled losses, which give their batch value times B, and B.
     * ``"tokens"``: real (unpadded) tokens of the student's encoding.
+    * ``"labels"`` and ``"logits"``: what the task has a label for, and where its logits are compared (kd.units).
     """
 
     unit: str = "examples"

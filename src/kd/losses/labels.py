@@ -14,6 +14,8 @@ from kd.tasks.base import Task
 class HardLabelLoss(Loss):
     """The task's own label loss at temperature 1; cross-entropy for classification."""
 
+    unit = "labels"
+
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         if not task.learns:
             raise UserError(

@@ -13,6 +13,8 @@ from kd.tasks.base import Task
 class SoftTargetLoss(Loss):
     """The task's divergence from the teacher's logits at ``temperature``, T² included."""
 
+    unit = "logits"
+
     def __init__(self, weight: float, temperature: float) -> None:
         super().__init__(weight)
         self.temperature = temperature

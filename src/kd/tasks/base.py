@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from kd.units import RowUnits, Units
+
 Decision = Mapping[str, float]  # what a task finds out on validation and an artefact keeps, such as a threshold
 RESAMPLES = 200  # of the rows, for an interval that no formula gives
 
 
+class Reader(Protocol):
+    """A model that predicts, as tasks see it: ``kd.artefact.Artefact``."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+
+    def logits(self, texts: Sequence[Any]) -> Tensor: ...
+
+
 class Task:
-    """One kind of output. ``select`` names the metric (higher is better) that picks a checkpoint and is the score.
+    """One kind of output. ``select`` names the metric that picks a checkpoint and is the score.
 
     ``label_names`` are the data's; ``outputs`` the names of the head's logits, the same unless a task says otherwise.
+    Logits are ``[N, C]`` and labels ``[N, ...]`` of N units (kd.units): rows, words or masked tokens.
     """
 
     select: str
+    higher_is_better = True  # of ``select``
     labelled = True  # the data bring labels
-    scored_against_teacher = False  # what metrics get as labels are the teacher's logits
     learns = True  # there is a label loss; else a teacher is taken as it is
+    scored_against_teacher = False  # what metrics get as labels are the teacher's logits
+    same_tokens = False  # teacher and student must read the same tokens, also to compare their logits
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = list(label_names)
@@ -43,10 +58,18 @@ class Task:
             "num_labels": len(self.outputs),
             "id2label": dict(enumerate(self.outputs)),
             "label2id": {name: i for i, name in enumerate(self.outputs)},
-            "problem_type": self.problem_type,
+            **({"problem_type": self.problem_type} if self.problem_type else {}),
         }
 
-    problem_type: str
+    problem_type: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What, beside kind and labels, determines the weights that are trained for this task."""
+        return {}
+
+    def units(self, encodings: Mapping[str, Any], tokenizers: Mapping[str, Any], seed: int) -> Units:
+        """What has a label in the encoded rows."""
+        return RowUnits(encodings, tokenizers, seed)
 
     def prepare(self, data: Any) -> Any:
         """The TextData as the task reads it, before anything else sees it."""
@@ -68,6 +91,10 @@ class Task:
     def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Sum and count of what logit distillation means for this kind of output."""
         raise NotImplementedError
+
+    def digest(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What scoring keeps of logits ``[N, C]`` and hands to all that follows: themselves, where C is small."""
+        return logits
 
     def decide(self, logits: Tensor, labels: Tensor) -> Decision:
         """What predictions need beside the logits, found on validation."""
@@ -111,11 +138,22 @@ class Task:
         return low, high
 
     def beats_chance(self, score: float, logits: Tensor, labels: Tensor, decision: Decision) -> bool:
-        return self.interval(score, logits, labels, decision)[0] > self.chance(labels)[0]
+        low, high = self.interval(score, logits, labels, decision)
+        chance = self.chance(labels)[0]
+        return low > chance if self.higher_is_better else high < chance
+
+    def retention(self, score: float, teacher: float) -> float:
+        """The score as a share of the teacher's; below 1 is worse, also where lower scores are better."""
+        share, whole = (score, teacher) if self.higher_is_better else (teacher, score)
+        return share / whole if whole else 0.0
 
     def describe(self, logits: Tensor, decision: Decision) -> list[dict[str, Any]]:
         """Predictions for people: one dict a row with ``label`` and perhaps ``probabilities`` by name."""
         raise NotImplementedError
+
+    def predict(self, reader: Reader, texts: Sequence[Any], decision: Decision) -> list[dict[str, Any]]:
+        """One dict a text, or pair; ``reader`` is the model with its tokenizer."""
+        return self.describe(reader.logits(texts), decision)
 
     def stored(self) -> dict[str, Any]:
         """What ``kd.tasks.restored`` makes the task from again."""

@@ -1,0 +1,99 @@
+"""Texts to tokens: once, kept on disk; and to padded tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars, enable_progress_bars
+from torch import Tensor
+
+from kd.store import content_key, locked
+
+FORMAT = 1  # of the tokenised files; part of their key
+LONG = 20_000  # rows whose tokenising is worth a progress bar
+NOT_INPUTS = ("label", "cut", "places")
+NO_TOKEN = -1  # the place of a word that was cut off, or of which the tokenizer leaves nothing
+
+
+def tokenizer_key(tokenizer: Any, inputs: bool = True) -> str:
+    """Equal for two tokenizers that encode alike; without ``inputs``, for two that give the same tokens.
+
+    A BERT's tokenizer gives token types too, a DistilBERT's does not.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    del backend["truncation"], backend["padding"]  # the state its last call left behind
+    more = {"inputs": tokenizer.model_input_names} if inputs else {}
+    return content_key(backend=backend, special=tokenizer.special_tokens_map, **more)
+
+
+class Encode:
+    """What ``datasets.map`` runs: texts, or pairs, to token ids cut at ``max_length``, and whether each was cut.
+
+    Of a pair the longer text is cut first. Words (``tokens``) are read as the text they make with blanks between them,
+    as any user of the model will hand it over; ``places`` is where each word's first token stands, or NO_TOKEN.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        words = rows.get("tokens")
+        encoded = self.tokenizer(
+            rows["text"] if words is None else [" ".join(row) for row in words], rows.get("text_pair"),
+            truncation=True, max_length=self.max_length, return_attention_mask=False,
+        )  # fmt: skip
+        columns = dict(encoded)
+        columns["cut"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        if words is not None:
+            columns["places"] = [first_tokens(*one) for one in zip(encoded.encodings, words, strict=True)]
+        return columns
+
+
+def first_tokens(encoding: Any, words: Sequence[str]) -> list[int]:
+    """Where the first token of each word stands that was read from ``" ".join(words)``."""
+    places, start = [], 0
+    for word in words:
+        found = (encoding.char_to_token(start + i) for i in range(len(word)))  # some letters give no token
+        places.append(next((place for place in found if place is not None), NO_TOKEN))
+        start += len(word) + 1
+    return places
+
+
+def encode(rows: Any, key: str, tokenizer: Any, max_length: int, cache: Path, name: str) -> Any:
+    """The tokenised rows, from the cache if they are there. A broken cache file is named and made anew."""
+    key = content_key(data=key, tokenizer=tokenizer_key(tokenizer), max_length=max_length, format=FORMAT)
+    path = cache / "tokens" / f"{key}.arrow"
+    texts = [name for name in rows.column_names if name != "label"]
+    arguments = {
+        "batched": True, "remove_columns": texts, "new_fingerprint": key, "cache_file_name": str(path),
+        "desc": f"Tokenising {name}",
+    }  # fmt: skip
+    (disable_progress_bars if len(rows) < LONG else enable_progress_bars)()
+    with locked(path):
+        try:
+            return rows.map(Encode(tokenizer, max_length), **arguments)
+        except (OSError, ValueError) as error:
+            if not path.exists():
+                raise
+            print(f"{path} cannot be read ({type(error).__name__}); tokenising anew.")
+            path.unlink()
+            return rows.map(Encode(tokenizer, max_length), **arguments)
+
+
+def pad(columns: dict[str, list[Any]], pad_id: int) -> dict[str, Tensor]:
+    """Token columns as tensors ``[B, L]``, L the longest row, with the attention mask."""
+    lengths = torch.tensor([len(ids) for ids in columns["input_ids"]])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    padded = {}
+    for name, rows in columns.items():
+        if name in NOT_INPUTS:
+            continue
+        tensor = torch.full(mask.shape, pad_id if name == "input_ids" else 0)
+        tensor[mask] = torch.tensor([value for row in rows for value in row])
+        padded[name] = tensor
+    return padded | {"attention_mask": mask.long()}
