@@ -311,7 +311,12 @@ def test_a_wrong_word_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize("task", [TokenClassification(["O", "B-x"]), MaskedLM()], ids=lambda task: type(task).__name__)
 def test_answers_for_single_tokens_pool_nothing(task: Task, tmp_path: Path) -> None:
     shape = architecture(1, 32)
-    assert not heads.pooling_of(random_model(shape, task).config)
+    stock = random_model(shape, task)
+    assert not heads.pooling_of(stock.config)
+    words = {"TokenClassification": "token-classification", "MaskedLM": "fill-mask"}
+    assert heads.described(stock, task) == {
+        "auto": task.auto_class().__name__, "own": None, "pipeline": words[type(task).__name__],
+    }  # fmt: skip
     with pytest.raises(UserError, match="pooling=mean: this task has an answer for single tokens"):
         random_model(shape | {"pooling": "mean"}, task)
     made("bert", "mean").save_pretrained(tmp_path)

@@ -19,6 +19,12 @@ from kd.architecture import family
 from kd.errors import UserError
 from kd.tasks.base import Task
 
+PIPELINES = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModel": "feature-extraction",
+}
 OWN = ("kd_pooling", "kd_vector")  # config fields that transformers does not know
 
 
@@ -213,7 +219,7 @@ def described(model: Any, task: Task) -> dict[str, str | None]:
     """
     config, how = model.config, pooling_of(model.config)
     words = {"cls": "first token's state", "mean": "mean", "max": "maximum", "attention": "attention-weighted mean"}
-    pipeline = "feature-extraction" if kind(task) == "vectors" else "text-classification"
+    pipeline = PIPELINES[task.auto_class().__name__]
     if how is None:
         return {"auto": task.auto_class().__name__, "own": None, "pipeline": pipeline}
     over = "" if how == "cls" else " of the last states of all real tokens"
