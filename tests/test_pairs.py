@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from kd.command_line import compose, conf_dir, options
 from kd.errors import UserError
 from kd.models import config_of, parameter_count
 from kd.quantization import layers_to_quantize
-from kd.tasks import Classification
+from kd.tasks import Classification, FeatureExtraction
 
 TEACHERS, STUDENTS, METHODS, QUANTS = (options(group) for group in ("teacher", "student", "method", "quant"))
 PAIRS = list(itertools.product(TEACHERS, STUDENTS))
@@ -29,6 +30,7 @@ TASK = Classification(["negative", "positive"])
 # what is refused, by a part of the answer
 TOO_FEW = "student.num_layers=3: the teacher has 2 layers"
 TOO_DEEP = "is too deep to have each paired"
+NO_VECTORS = "it compares vectors of texts, and this task's models give something else"
 OTHER_TOKENS = "token by token, but teacher and student have different tokenizers"
 
 
@@ -152,6 +154,8 @@ def vocabulary(name: str) -> str:
 def expected(teacher: str, student: str, method: str) -> str:
     if (teacher, student) == ("bert_tiny", "layers"):
         return TOO_FEW
+    if method == "embed":
+        return NO_VECTORS
     if method in ("pkd", "feature") and STUDENT_DEPTH[student] > 2 * DEPTH[teacher]:
         return TOO_DEEP
     if method == "feature" and student not in FOLLOWS and "tiny_demo" not in (teacher, student):
@@ -180,8 +184,26 @@ def test_every_pair_with_every_method_and_quantization() -> None:
             says, should = by_quant[quant] or by_method[method], expected(teacher, student, method)
             assert (should in says) if should else not says, (teacher, student, method, quant, says)
             counts[should] += 1
-    assert counts.total() == len(PAIRS) * len(METHODS) * len(QUANTS) == 11000
-    assert counts == {"": 8765, TOO_FEW: 20, TOO_DEEP: 960, OTHER_TOKENS: 1255}
+    assert counts.total() == len(PAIRS) * len(METHODS) * len(QUANTS) == 13750
+    assert counts == {"": 8765, TOO_FEW: 25, TOO_DEEP: 960, OTHER_TOKENS: 1255, NO_VECTORS: 2745}
+
+
+@pytest.mark.usefixtures("made_once")
+def test_every_pair_gives_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the families and widths: method=embed looks at neither."""
+    task = FeatureExtraction()
+    monkeypatch.setattr("kd.models.config_of", lambda *_: SimpleNamespace(vocab_size=0))
+    for teacher, student in PAIRS:
+        cfg = pair_cfg(teacher, student)
+        cfg.data.task, cfg.method = "feature_extraction", node("method", "embed")
+        if cfg.teacher.name == "tiny_demo":
+            cfg.teacher.fine_tune.when = "never"
+        check_values(cfg)
+        says = refusal(cfg)
+        assert (TOO_FEW in says) if (teacher, student) == ("bert_tiny", "layers") else not says, (teacher, student)
+        if not says:
+            losses = build_losses(cfg, task)
+            assert {loss.teacher_signals for loss in losses.values()} == {("logits",)}
 
 
 def test_what_was_put_together_is_what_composes() -> None:

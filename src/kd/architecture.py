@@ -30,8 +30,13 @@ class Family:
     per_layer: tuple[str, ...] = ()  # config fields that are lists, one entry a layer
     idle: tuple[str, ...] = ()  # config fields that a classifier does not read
     bare_first: tuple[str, str] | None = None  # the norm its first layer does without, and the linear layer behind it
+    pools: tuple[str, ...] = ("cls",)  # what transformers' own classifier can pool
+    pooling_field: str | None = None  # the config field that says which of these, where there are several
+    head_fields: tuple[str, ...] = ()  # config fields that nothing but this classifier reads
+    dropout: tuple[str, ...] = ("classifier_dropout", "hidden_dropout_prob")  # of the classifier: the first that is set
 
 
+POOLINGS = ("cls", "mean", "max", "attention")
 BERT_LINEAR = {
     "hidden_size": "encoder.layer.0.attention.self.query",
     "intermediate_size": "encoder.layer.0.output.dense",
@@ -59,6 +64,10 @@ FAMILIES = {
         per_layer=("layer_types",),
         idle=("decoder_bias", "sparse_prediction", "sparse_pred_ignore_index"),
         bare_first=("attn_norm", "attn.Wqkv"),
+        pools=("cls", "mean"),
+        pooling_field="classifier_pooling",
+        head_fields=("classifier_pooling", "classifier_bias", "classifier_activation"),
+        dropout=("classifier_dropout",),
     ),
     "distilbert": Family(
         "transformer.layer",
@@ -70,6 +79,7 @@ FAMILIES = {
             "num_attention_heads": "n_heads",
             "intermediate_size": "hidden_dim",
         },
+        dropout=("seq_classif_dropout",),
     ),
 }
 SHAPE = (
@@ -135,9 +145,23 @@ def named_architecture(cfg: DictConfig, role: str) -> dict[str, Any]:
 
 
 def architecture(cfg: DictConfig, role: str) -> dict[str, Any]:
-    """What ``role``'s model is made as: its file, with student.overrides in it. All of kd asks here."""
-    named = named_architecture(cfg, role)
-    return named | (student_overrides(cfg) if role == "student" else {})
+    """What ``role``'s model is made as: its file, with student.overrides and the pooling in it. All of kd asks here."""
+    return without_overrides(cfg, role) | (student_overrides(cfg) if role == "student" else {})
+
+
+def without_overrides(cfg: DictConfig, role: str) -> dict[str, Any]:
+    """What the file of ``role`` says, and ``pooling`` where one is set."""
+    how = pooling(cfg, role)
+    return named_architecture(cfg, role) | ({"pooling": how} if how else {})
+
+
+def pooling(cfg: DictConfig, role: str) -> str | None:
+    """How the head of ``role``'s model pools, one of POOLINGS; None: as transformers' head of the family does.
+
+    A student of layers has the teacher's head.
+    """
+    found: str | None = cfg["teacher" if cfg[role].name == "layers" else role].get("pooling")
+    return found
 
 
 def student_overrides(cfg: DictConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd import quantization
+from kd import heads, quantization
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
 from kd.noise import quiet_transformers
@@ -44,14 +44,14 @@ class Artefact:
     def logits(self, texts: Sequence[Text]) -> Tensor:
         """``[N, C]`` for N texts, or pairs ``(first, second)``; each batch padded to its longest."""
         first, second = self.sides(texts)
-        found = [torch.empty(0, len(self.task.outputs))]
+        found = []
         for start in range(0, len(texts), BATCH):
             encoded = self.tokenizer(
                 first[start : start + BATCH], second and second[start : start + BATCH], truncation=True,
                 max_length=self.max_length, padding=True, return_tensors="pt",
             )  # fmt: skip
             found.append(self.model(**encoded).logits.float())
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0, len(self.task.outputs))
 
     def sides(self, texts: Sequence[Text]) -> tuple[list[str], list[str] | None]:
         """The texts, and the second ones of pairs. Raises UserError for what the model was not trained on."""
@@ -131,9 +131,9 @@ def opened(directory: Path) -> Artefact:
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
     quantized = config.get("quantization_config", {}).get("quant_method") == "kd"
     if quantized:
-        model = quantization.load(directory, task.auto_class())
+        model = quantization.load(directory, heads.Auto(task))
     else:
-        model, info = task.auto_class().from_pretrained(
+        model, info = heads.Auto(task).from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         if info["missing_keys"]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from kd import columns, files, hub
 from kd.architecture import (
     FAMILIES,
+    POOLINGS,
     SHAPE,
     architecture,
     container,
@@ -21,12 +22,15 @@ from kd.architecture import (
     stored_architecture,
 )
 from kd.errors import UserError, nearest
+from kd.head_check import VECTORS, pooling_contradictions, vector_contradictions
 from kd.labels import KINDS
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
 from kd.store import Wanted, complete, require
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "teacher.pooling": POOLINGS,
+    "student.pooling": POOLINGS,
     "data.truncation": ("cut", "error"),
     "data.task": tuple(KINDS),
     "teacher.fine_tune.when": ("auto", "always", "never"),
@@ -166,7 +170,8 @@ def contradictions(cfg: DictConfig) -> list[str]:
     """One line for each pair of settings that cannot both hold, with the fix."""
     found = []
     teacher, data = cfg.teacher, cfg.data
-    if teacher.weights == "random" and teacher.fine_tune.when != "always" and teacher.gate:
+    vectors = data.task == VECTORS  # of which random weights give some, too
+    if teacher.weights == "random" and teacher.fine_tune.when != "always" and teacher.gate and not vectors:
         found.append(
             "teacher.weights=random is not fine-tuned, so it cannot pass the gate: add teacher.gate=false to go on "
             "all the same, or teacher.fine_tune.when=always to train it."
@@ -176,6 +181,7 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"student.architecture.hidden_size={cfg.student.architecture.hidden_size}: student=layers is as wide as "
             f"its teacher ({teacher.architecture.hidden_size}); leave it out, or name another student."
         )
+    found += pooling_contradictions(cfg) + vector_contradictions(cfg)
     own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
     if not own and data.name != "demo":
         found.append(

@@ -93,7 +93,10 @@ def texts_in(arguments: argparse.Namespace, known: tuple[str, ...], words: bool)
 
 def write_csv(table: Table, found: list[dict[str, Any]]) -> None:
     """The table as it came, with the label and the probabilities; no column of the table is written over."""
-    more: dict[str, list[Any]] = {"label": [row["label"] for row in found]}
+    if "vector" in found[0]:
+        more: dict[str, list[Any]] = {"vector": [json.dumps(row["vector"]) for row in found]}
+    else:
+        more = {"label": [row["label"] for row in found]}
     for name in found[0].get("probabilities", ()):
         more[f"p_{name}"] = [round(row["probabilities"][name], 6) for row in found]
     if "tags" in found[0]:

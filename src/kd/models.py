@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kd import heads
 from kd.architecture import as_transformers, family, positions, stored_architecture
 from kd.errors import UserError
 from kd.layer_map import kept_layers
@@ -25,10 +26,12 @@ class Loaded:
 
 
 def config_of(architecture: dict[str, Any], task: Task) -> Any:
-    """A transformers config from a conf file's ``architecture`` block."""
+    """A transformers config from a conf file's ``architecture`` block, to which ``pooling`` may be added."""
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**as_transformers(architecture), **task.config_fields())
+    named = {key: value for key, value in architecture.items() if key != "pooling"}
+    pooled = heads.fields(task, named["model_type"], architecture.get("pooling"))
+    return AutoConfig.for_model(**(as_transformers(named) | task.config_fields() | pooled))
 
 
 def random_model(architecture: dict[str, Any], task: Task, tokenizer: Any = None) -> Any:
@@ -36,7 +39,7 @@ def random_model(architecture: dict[str, Any], task: Task, tokenizer: Any = None
     config = config_of(architecture, task)
     for name in special_ids(config) if tokenizer is not None else ():
         setattr(config, name, getattr(tokenizer, name))
-    model = task.auto_class().from_config(config, dtype=torch.float32)
+    model = heads.Auto(task).from_config(config)
     start_head(model, task)
     return model.eval()
 
@@ -52,7 +55,7 @@ def tensor_shapes(architecture: dict[str, Any], task: Task) -> dict[str, tuple[i
     config = config_of(architecture, task)
     config.pad_token_id = None  # the tokenizer's, not known here; changes no shape
     with torch.device("meta"):
-        model = task.auto_class().from_config(config)
+        model = heads.Auto(task).from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -66,33 +69,52 @@ def with_fields(model: Any, fields: dict[str, Any]) -> Any:
     return built.eval()
 
 
-def load_model(directory: Path, task: Task) -> Loaded:
+def load_model(directory: Path, task: Task, pooling: str | None = None) -> Loaded:
     """A checkpoint as float32, whatever its file says; one without a head for the task gets a random one.
 
-    A checkpoint that has a head keeps its own label names, to be compared with the task's.
+    A checkpoint that has a head keeps its own label names, to be compared with the task's. One whose head pools
+    otherwise than ``pooling`` says has none for the task; with None any does.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory)
-    head = task.auto_class().__name__.removeprefix("AutoModel")
-    has_head = any(name.endswith(head) for name in config.architectures or [])
-    fields = {} if has_head else task.config_fields()
-    model, info = task.auto_class().from_pretrained(
-        directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, **fields
+    if not heads.is_there(config, task, pooling):
+        return with_new_head(directory, config, task, pooling)
+    model, info = heads.Auto(task).from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
     )
     missing = set(info["missing_keys"])
-    if has_head and missing:
+    if missing:
         raise UserError(
             f"{directory}: the checkpoint says it is a {config.architectures[0]} but lacks "
             f"{', '.join(sorted(missing)[:5])}. It would start from random weights there."
         )
+    return Loaded(model.eval(), has_head=True)
+
+
+def with_new_head(directory: Path, config: Any, task: Task, pooling: str | None) -> Loaded:
+    """A checkpoint's encoder and a new head. One that only pools, without weights, is as good as the checkpoint's."""
+    head = task.auto_class().__name__.removeprefix("AutoModel")
+    other = any(name.endswith((head, "Pooled")) for name in config.architectures or [])  # a head to be left out
+    if heads.stored_kind(config) == heads.kind(task):
+        pooling = pooling or heads.pooling_of(config)
+    for name in heads.OWN:
+        vars(config).pop(name, None)
+    config.update(task.config_fields() | heads.fields(task, config.model_type, pooling))
+    if heads.pooling_of(config) or other:
+        model, missing = heads.with_new_head(directory, config, task)
+        missing = {f"{model.base_model_prefix}.{key}" for key in missing}
+    else:
+        model, info = task.auto_class().from_pretrained(
+            directory, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        missing = set(info["missing_keys"])
     inside = f"{model.base_model_prefix}."
     lost = [key for key in missing if key.startswith(inside) and ".pooler." not in key]
     if lost:
         raise UserError(f"{directory}: the weights file lacks {', '.join(sorted(lost)[:5])} of the encoder.")
-    if not has_head:
-        start_head(model, task)
-    return Loaded(model.eval(), has_head)
+    start_head(model, task)
+    return Loaded(model.eval(), has_head=not heads.learned(model))
 
 
 def load_tokenizer(directory: Path) -> Any:

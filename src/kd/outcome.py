@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 import kd
-from kd import artefact, models, report
+from kd import artefact, heads, models, report
 from kd.callbacks import QuantizationCallback
 from kd.datamodule import TextDataModule
 from kd.fit import Fitted
@@ -69,10 +69,14 @@ def finish_report(
         "higher_is_better": task.higher_is_better,
         "teacher_beats_chance": teacher_beats_chance,
         "student_beats_chance": task.beats_chance(
-            score, entries[1].logits["validation"], rows.splits["validation"].labels, entries[1].decision
+            score,
+            entries[1].logits["validation"],
+            report.reference(entries, rows, "validation", task),
+            entries[1].decision,
         ),
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
+        "head": heads.described(entries[1].model, task),
         "pairs": len(rows.data.text_columns) == 2,
         "quantization": str(callback.summary) if callback else "none",
         "about": {
@@ -83,7 +87,8 @@ def finish_report(
             "rows": ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items()),
             "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
             "peak memory": f"{memory / 1e9:.2f} GB",
-        },
+        }
+        | task.about({entry.name: entry.figures for entry in entries}),
         "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
     }
     output = Path(cfg.paths.output)

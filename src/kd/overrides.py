@@ -10,8 +10,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kd.architecture import FAMILIES, architecture, as_conf, container, named_architecture, shape_fields
+from kd.architecture import (
+    FAMILIES,
+    architecture,
+    as_conf,
+    container,
+    named_architecture,
+    pooling,
+    shape_fields,
+    without_overrides,
+)
 from kd.errors import UserError, nearest
+from kd.head_check import VECTORS
 
 STARTING = ("initializer_range", "initializer_cutoff_factor", "sinusoidal_pos_embds")  # they say how weights start
 SPECIAL = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep"))  # the tokenizer's
@@ -39,6 +49,11 @@ def check_fields(cfg: DictConfig) -> None:
             raise UserError(f"student.overrides.{key}: kd sets {key} itself, from data, tokenizer and student's name.")
         if key in FAMILIES[model_type].idle:
             raise UserError(f"student.overrides.{key}: {model_type} does not use it to classify texts: leave it out.")
+        if key in idle_in_head(cfg, model_type):
+            raise UserError(
+                f"student.overrides.{key}: it belongs to the head that transformers gives {model_type}, and this "
+                "student's pools in another way. Leave it out; student.pooling says how."
+            )
         if key not in own:
             others = [other for other in FAMILIES if key in config_fields(other)[0]]
             hint = f" The config of {', '.join(others)} has it." if others else nearest(key, sorted(own))
@@ -47,6 +62,16 @@ def check_fields(cfg: DictConfig) -> None:
                 f"Known: {', '.join(sorted(own))}."
             )
     check_shape_fields(cfg, named)
+
+
+def idle_in_head(cfg: DictConfig, model_type: str) -> tuple[str, ...]:
+    """The config fields that the student's head does not read, or that student.pooling sets."""
+    own, how = FAMILIES[model_type], pooling(cfg, "student")
+    if cfg.data.task == VECTORS:  # no classifier, so nothing in it to drop out
+        return own.head_fields + tuple(name for name in own.dropout if "classif" in name)
+    if how is None:
+        return ()
+    return own.head_fields if how not in own.pools else (own.pooling_field or "",)
 
 
 def check_shape_fields(cfg: DictConfig, named: dict[str, Any]) -> None:
@@ -93,7 +118,7 @@ def check_model(cfg: DictConfig, task: Any) -> None:
         raise UserError(f"{shown}: no model can be made so: {' '.join(str(error).split())}.") from error
     if cfg.student.weights == "random":
         return
-    there = tensor_shapes(named_architecture(cfg, "student"), task)
+    there = tensor_shapes(without_overrides(cfg, "student"), task)
     for name in sorted(made.keys() | there.keys()):
         if made.get(name) != there.get(name):
             raise UserError(f"{shown}: {fits_only(cfg, f'{name} of shape {there.get(name, ())}')}")

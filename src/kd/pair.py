@@ -10,7 +10,15 @@ import lightning as L
 from omegaconf import DictConfig
 
 from kd import loggers, models
-from kd.architecture import architecture, as_conf, container, shape_fields, student_keep, student_overrides
+from kd.architecture import (
+    architecture,
+    as_conf,
+    container,
+    pooling,
+    shape_fields,
+    student_keep,
+    student_overrides,
+)
 from kd.build import refuse_token_level
 from kd.datamodule import TextDataModule
 from kd.encoding import tokenizer_key
@@ -100,11 +108,11 @@ def make_teacher(
     tune = FineTune(**container(node.fine_tune))
     L.seed_everything(tune.seed, verbose=False)
     if directory is None:
-        made = models.random_model(container(node.architecture), task, pair.tokenizers["teacher"])
+        made = models.random_model(architecture(cfg, "teacher"), task, pair.tokenizers["teacher"])
         loaded = models.Loaded(made, has_head=False)
         identity = content_key(random=container(node.architecture), seed=tune.seed)
     else:
-        loaded = models.load_model(directory, task)
+        loaded = models.load_model(directory, task, pooling(cfg, "teacher"))
         identity = directory_hash(directory)
         check_architecture("teacher", node, loaded.model)
     if loaded.has_head and tune.when != "always":
@@ -119,7 +127,7 @@ def make_teacher(
     rows = teacher_data(cfg, data, pair, cache, task)
     return fine_tuned(
         loaded, identity, node.name, pair.tokenizers["teacher"], task, rows, tune, settings, cache,
-        lambda done: logs.open("teacher", done),
+        lambda done: logs.open("teacher", done), pooling(cfg, "teacher"),
     )  # fmt: skip
 
 
@@ -135,13 +143,14 @@ def check_architecture(role: str, node: DictConfig, model: Any) -> None:
 
 def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     L.seed_everything(cfg.seed, verbose=False)  # the same start for every method
+    task.follow(teacher)
     directory = pair.directories["student"]
     if cfg.student.name == "layers":
         student = models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)
     elif directory is None:
         student = models.random_model(architecture(cfg, "student"), task, pair.tokenizers["student"])
     else:
-        loaded = models.load_model(directory, task)
+        loaded = models.load_model(directory, task, pooling(cfg, "student"))
         student = loaded.model
         check_architecture("student", cfg.student, student)
         if loaded.has_head and not models.reorder_labels(student, task):

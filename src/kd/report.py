@@ -70,16 +70,23 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
                 title = f"Scoring {entry.name} on {split}"
                 where = torch.device("cpu") if entry.quantized else device  # torchao's int8 is converted for the CPU
                 entry.logits[split] = logits_of(entry.model, data, split, entry.role, task, where, title)
-            labels = entries[0].logits[split] if task.scored_against_teacher else data.splits[split].labels
+            labels = reference(entries, data, split, task)
             if split == "validation":
                 entry.decision = task.decide(entry.logits[split], labels)
             metrics = task.metrics(entry.decision)
             metrics.update(entry.logits[split], labels)
             entry.figures[split] = {name: float(value) for name, value in metrics.compute().items()}
+            entry.figures[split] |= task.extra(split, entry.logits[split])
             own, teachers = (task.answers(one.logits[split], one.decision) for one in (entry, entries[0]))
             entry.figures[f"{split}_agreement"] = task.agreement(own, teachers)
             scores = [one.figures[split][task.select] for one in (entry, entries[0])]
             entry.figures[f"{split}_retention"] = task.retention(*scores)
+
+
+def reference(entries: Sequence[Entry], data: TextDataModule, split: str, task: Task) -> Tensor:
+    """What a split is scored against: its labels, or what the first entry, the teacher, gives where there are none."""
+    labels: Tensor = data.splits[split].labels
+    return entries[0].logits[split] if task.scored_against_teacher else labels
 
 
 def measure(entries: Sequence[Entry], seconds: float) -> None:
@@ -169,23 +176,35 @@ def sentence(report: dict[str, Any]) -> str:
     return text
 
 
+def loading(report: dict[str, Any], name: str) -> str:
+    """How an artefact is loaded, in markdown. One with a head of our own takes kd, also in float32."""
+    example = '[("a text", "another")]' if report["pairs"] else '"a text"'
+    with_kd = f'import kd\n\nkd.load("{name}").predict({example})'
+    head = report["head"]  # the Auto class of transformers that has it, and what it is otherwise
+    text, code = "", with_kd
+    if name == "student" and head["own"] is None:
+        code = (
+            f"from transformers import {head['auto']}, AutoTokenizer\n\n"
+            f'model = {head["auto"]}.from_pretrained("student")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("student")'
+        )
+    elif name == "student":
+        text = (
+            f"Its head is kd's own: {head['own']}. kd loads it; transformers alone gives the encoder, with "
+            '`AutoModel.from_pretrained("student")`, and what its other Auto classes give has an untrained head.\n\n'
+        )
+    return f"{text}```python\n{code}\n```"
+
+
 def model_card(report: dict[str, Any], name: str) -> str:
     """The README.md of an artefact, in the hub's form."""
     names = report["names"]
-    example = '[("a text", "another")]' if report["pairs"] else '"a text"'
-    loading = (
-        f'import kd\n\nkd.load("{name}").predict({example})'
-        if name != "student"
-        else "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        'model = AutoModelForSequenceClassification.from_pretrained("student")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("student")'
-    )
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags: [knowledge-distillation, kd]\n"
-        "---\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {report['head']['pipeline']}\n"
+        "tags: [knowledge-distillation, kd]\n---\n\n"
         f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} by "
         f"{names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
-        f"```python\n{loading}\n```\n\n{table(report)}\n\n"
+        f"{loading(report, name)}\n\n{table(report)}\n\n"
         "The licences of the data and of the teacher's weights apply.\n"
     )
 

@@ -52,6 +52,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     settings, quant = fit_settings(cfg), quantization_settings(cfg)
     data = build(cfg.data.source)
     task = make_task(cfg.data.task, data)
+    data = task.prepare(data)
     if task.labelled:
         task.see(data.splits["train"]["label"])
     L.seed_everything(cfg.seed, verbose=False)
@@ -66,13 +67,18 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     device = scoring_device(settings)
     report.score(entries, rows, task, device)
     knows = check_score(
-        entries[0], rows.splits["validation"].labels, task, cfg.teacher.gate, cfg.teacher.fine_tune.max_steps
+        entries[0],
+        report.reference(entries, rows, "validation", task),
+        task,
+        cfg.teacher.gate,
+        cfg.teacher.fine_tune.max_steps,
     )
 
     student = make_student(cfg, pair, teacher, task)
     say(entries[0], student, losses, task, cfg)
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
+    signals += ("logits",) if task.scored_against_teacher else ()  # for validation
     key = content_key(settings=settings_key(cfg), data=rows.key)
     done = steps_done(output, key)
     if cfg.resume is not None:

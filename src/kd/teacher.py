@@ -45,8 +45,9 @@ class FineTune:
 
 
 def teacher_key(
-    identity: str, tokenizer: Any, data: TextDataModule, task: Task, tune: FineTune, settings: FitSettings
-) -> str:
+    identity: str, tokenizer: Any, data: TextDataModule, task: Task, tune: FineTune, settings: FitSettings,
+    pooling: str | None = None,
+) -> str:  # fmt: skip
     """Everything that determines the fine-tuned weights, but the machine."""
     optimizer = settings.optimizer
     assert isinstance(optimizer, functools.partial)
@@ -56,6 +57,7 @@ def teacher_key(
         optimizer=[f"{optimizer.func.__module__}.{optimizer.func.__qualname__}", optimizer.keywords],
         schedule=[settings.schedule_name, settings.warmup], format=FORMAT,
         precision=settings.trainer["precision"], clip=settings.trainer["gradient_clip_val"],
+        **({"pooling": pooling} if pooling else {}),  # without one the key is that of a kd which had none
     )  # fmt: skip
 
 
@@ -79,14 +81,14 @@ def wait_for_first_rank(kept: Path) -> None:
 
 def fine_tuned(
     loaded: Loaded, identity: str, name: str, tokenizer: Any, task: Task, data: TextDataModule, tune: FineTune,
-    settings: FitSettings, cache: Path, loggers: Callable[[int], Sequence[Any]],
+    settings: FitSettings, cache: Path, loggers: Callable[[int], Sequence[Any]], pooling: str | None = None,
 ) -> Any:  # fmt: skip
     """The model fine-tuned on the task, from the cache if an earlier run did it.
 
     ``data`` is the teacher's own; ``loggers`` is called with the number of steps that were logged before.
     """
     settings = own_settings(settings, tune)
-    key = teacher_key(identity, tokenizer, data, task, tune, settings)
+    key = teacher_key(identity, tokenizer, data, task, tune, settings, pooling)
     kept = cache / "teachers" / f"{name}-{data.data.name}-{key}"
     wait_for_first_rank(kept)
     with locked(kept, f"Teacher: waiting for another run that fine-tunes the same one, {kept}"):

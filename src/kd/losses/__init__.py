@@ -5,5 +5,9 @@ from kd.losses.hidden import EmbeddingLoss, HiddenLoss
 from kd.losses.labels import HardLabelLoss
 from kd.losses.patient import PatientLoss
 from kd.losses.soft_target import SoftTargetLoss
+from kd.losses.vectors import VectorCosineLoss, VectorDistanceLoss
 
-__all__ = ["EmbeddingLoss", "HardLabelLoss", "HiddenLoss", "Loss", "PatientLoss", "SoftTargetLoss"]
+__all__ = [
+    "EmbeddingLoss", "HardLabelLoss", "HiddenLoss", "Loss", "PatientLoss", "SoftTargetLoss", "VectorCosineLoss",
+    "VectorDistanceLoss",
+]  # fmt: skip

@@ -61,3 +61,13 @@ def masked_squared_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tens
     """
     error = (full(student) - full(teacher)).pow(2).mean(-1)
     return error.masked_fill(mask == 0, 0.0).sum()
+
+
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cosine over the last axis, ``[..., H]`` to ``[...]``: 0 to 2; 1 where a vector is 0."""
+    return 1 - F.cosine_similarity(full(student), full(teacher), dim=-1)
+
+
+def mean_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error averaged over the last axis, ``[..., H]`` to ``[...]``."""
+    return (full(student) - full(teacher)).pow(2).mean(-1)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kd.errors import UserError
 from kd.losses.base import Batch, Loss, Signals
 from kd.tasks.base import Task
 
@@ -16,6 +17,10 @@ class HardLabelLoss(Loss):
     unit = "labels"
 
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
+        if not task.learns:
+            raise UserError(
+                "this task has no labels to learn from: take method=embed, or ~method.hard to leave the term out."
+            )
         self.task = task
         self.student_signals = ("logits",)
 

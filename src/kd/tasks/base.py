@@ -35,6 +35,7 @@ class Task:
     select: str
     higher_is_better = True  # of ``select``
     labelled = True  # the data bring labels
+    learns = True  # there is a label loss; else a teacher is taken as it is
     scored_against_teacher = False  # what metrics get as labels are the teacher's logits
     same_tokens = False  # teacher and student must read the same tokens, also to compare their logits
 
@@ -70,6 +71,13 @@ class Task:
         """What has a label in the encoded rows."""
         return RowUnits(encodings, tokenizers, seed)
 
+    def prepare(self, data: Any) -> Any:
+        """The TextData as the task reads it, before anything else sees it."""
+        return data
+
+    def follow(self, teacher: Any) -> None:
+        """Looks at the teacher that is there, before the student is made."""
+
     def see(self, labels: Sequence[Any]) -> None:
         """Looks at the training labels before any model is made. Raises UserError if they are not of this kind."""
 
@@ -95,6 +103,14 @@ class Task:
     def metrics(self, decision: Decision | None = None) -> MetricCollection:
         """Of logits and labels. Without a ``decision``, as while training, each finds its own."""
         raise NotImplementedError
+
+    def extra(self, split: str, logits: Tensor) -> dict[str, float]:
+        """Figures of a split's logits, rows in order, beside the metrics."""
+        return {}
+
+    def about(self, models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Lines of the report beside its table, from the figures of each model."""
+        return {}
 
     def answers(self, logits: Tensor, decision: Decision) -> Tensor:
         """The prediction of each row, for ``agreement``."""
