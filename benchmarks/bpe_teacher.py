@@ -1,6 +1,6 @@
 """A teacher that reads byte-level BPE, with case, for a student that reads WordPiece, without.
 
-    KD_STORE=../shared/store python benchmarks/bpe_teacher.py DIR [--data banking77|goemotions] [--layers 3] [--width 256]
+    KD_STORE=../shared/store python benchmarks/bpe_teacher.py DIR [--data goemotions] [--layers 3] [--width 256]
 
 No RoBERTa has to be downloaded: a tokenizer of RoBERTa's kind is trained on the training texts of the data, and a model
 of its shape, small and with random weights, lies beside it in DIR/teacher. DIR/student is every second layer of

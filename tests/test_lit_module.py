@@ -63,6 +63,27 @@ class Modes(Callback):
         self.seen.append((pl_module.student.training, pl_module.teacher.model.training))
 
 
+class Gradients(Callback):
+    """Of each step, before clipping. The weights that a fit leaves are the best ones, perhaps those of the start."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.steps.append(found)
+
+    def check_same(self, other: Gradients) -> None:
+        assert len(self.steps) == len(other.steps) == 3
+        for one, two in zip(self.steps, other.steps, strict=True):
+            assert set(one) == set(two)
+            assert max(float(tensor.abs().max()) for tensor in one.values()) > 0.1  # far more than the tolerance
+            for name, tensor in one.items():
+                torch.testing.assert_close(tensor, two[name], atol=2e-5, rtol=1e-4)
+        first, last = self.steps[0], self.steps[-1]
+        assert any(not torch.allclose(first[name], last[name], atol=1e-2) for name in first)  # weights moved
+
+
 def test_teacher_is_untouched_and_in_no_checkpoint(data: TextDataModule, tmp_path: Path) -> None:
     student, teacher = model(2, 32), model(3, 48, seed=1)
     before = copy.deepcopy(teacher.state_dict())
@@ -91,17 +112,16 @@ def test_student_learns(data: TextDataModule, tmp_path: Path) -> None:
 
 def test_two_accumulated_halves_are_one_batch(text: TextData, tmp_path: Path) -> None:
     """Also with token means and rows of unequal length: the totals are those of the whole step."""
-    weights = []
+    found = []
     for size, accumulate in ((16, 1), (8, 2)):
         tokenizers = {"student": text.tokenizer, "teacher": text.tokenizer}
         data = TextDataModule(text, tokenizers, tmp_path / "cache", batch_size=size, max_length=32, limit=16)
         student = model(2, 32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         teacher = model(3, 32, seed=1)
         how = settings(3, accumulate_grad_batches=accumulate)
-        distil(data, tmp_path / str(size), student, teacher, how)
-        weights.append(student.state_dict())
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][name], atol=1e-5, rtol=1e-4)
+        found.append(Gradients())
+        distil(data, tmp_path / str(size), student, teacher, how, (found[-1],))
+    found[0].check_same(found[1])
 
 
 def test_padding_changes_no_loss(data: TextDataModule) -> None:

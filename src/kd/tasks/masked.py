@@ -124,10 +124,12 @@ class MaskedLM(Task):
         if not len(places):
             raise UserError(f"This model fills in {tokenizer.mask_token}, and {text!r} has none (within its length).")
         chances = full(logits_at(reader.model, places, **encoded)).softmax(-1).topk(LIKELIEST)
-        fills = [
-            {tokenizer.decode([token]).strip(): chance for token, chance in zip(tokens, values, strict=True)}
-            for tokens, values in zip(chances.indices.tolist(), chances.values.tolist(), strict=True)
-        ]
+        fills = []
+        for tokens, values in zip(chances.indices.tolist(), chances.values.tolist(), strict=True):
+            fill: dict[str, float] = {}
+            for token, chance in zip(tokens, values, strict=True):
+                fill.setdefault(tokenizer.decode([token]).strip(), chance)  # of tokens that read alike, the likeliest
+            fills.append(fill)
         best = text
         for fill in fills:
             best = best.replace(tokenizer.mask_token, next(iter(fill)), 1)
