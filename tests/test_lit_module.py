@@ -68,10 +68,17 @@ class Gradients(Callback):
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
+        self.losses: list[float] = []  # whose gradients these are, over the accumulated batches
+        self.loss = 0.0
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Any) -> None:
+        self.loss += float(loss.detach())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
         self.steps.append(found)
+        self.losses.append(self.loss)
+        self.loss = 0.0
 
     def check_same(self, other: Gradients) -> None:
         assert len(self.steps) == len(other.steps) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,11 @@ def test_words_and_their_losses_are_sums() -> None:
     draw = random.Random(4)
     task, (logits, labels) = TokenClassification(NAMES), tensors(*drawn(draw, 6))
     teacher = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-    for loss in (lambda s: task.label_loss(logits[s], labels[s]),
-                 lambda s: task.divergence(logits[s], teacher[s], 2.0)):  # fmt: skip
+    both: list[Callable[[slice], tuple[Tensor, Tensor]]] = [
+        lambda rows: task.label_loss(logits[rows], labels[rows]),
+        lambda rows: task.divergence(logits[rows], teacher[rows], 2.0),
+    ]
+    for loss in both:
         whole, count = loss(slice(None))
         parts = [loss(slice(0, 5)), loss(slice(5, None))]
         assert float(whole) == pytest.approx(sum(float(value) for value, _ in parts), rel=1e-5)

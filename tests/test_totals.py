@@ -94,11 +94,14 @@ def distil(task: Task, data: TextDataModule, directory: Path, accumulate: int) -
 
 @pytest.mark.parametrize("name", CASES)
 def test_accumulated_parts_are_one_batch(name: str, tmp_path: Path) -> None:
-    """Three steps of plain SGD on 16 rows, which differ in tokens, words and masks: the gradients are the same."""
+    """Three steps of plain SGD on 16 rows, which differ in tokens, words and masks: the gradients are the same,
+    and those of the means that are logged."""
     found = []
     for size, accumulate in ((16, 1), (8, 2), (6, 3)):  # the last: of 6, 6 and 4 rows
         task, data = case(name, tmp_path / "cache", size, limit=16)
         fitted, gradients = distil(task, data, tmp_path / str(size), accumulate)
+        logged = [value for _, value in fitted.curves["train/loss"]]  # made of the terms' own counts
+        assert gradients.losses == pytest.approx(logged, rel=1e-5)
         found.append((gradients, fitted.curves))
     (gradients, curves), *others = found
     for again, same in others:
