@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, processors
 import kd
 from kd import demo
 from kd.build import build_losses
+from kd.check import check_shape
 from kd.command_line import compose
 from kd.errors import UserError
 from kd.models import load_tokenizer, random_model
@@ -113,6 +115,14 @@ def test_the_first_token_that_differs_is_named() -> None:
     end = len(ours)
     assert first_difference(ours, theirs) == f"position {end}: nothing in the student's vocabulary against 'quince'"
     assert first_difference(ours, byte_pairs()) == "position 0: '[PAD]' in the student's vocabulary against '<s>'"
+
+
+def test_all_sizes_of_another_shape_are_named_at_once(lines: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check_shape("teacher", compose(lines[:3]), tmp_path / "roberta")
+    fix = re.findall(r"teacher\.architecture\.\w+=\d+", str(caught.value))
+    assert len(fix) == 6
+    check_shape("teacher", compose([*lines[:3], *fix]), tmp_path / "roberta")
 
 
 @pytest.mark.slow

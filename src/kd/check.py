@@ -158,12 +158,15 @@ def check_weights_word(role: str, cfg: DictConfig) -> None:
 def check_shape(role: str, cfg: DictConfig, directory: Path) -> None:
     """A directory holds the architecture that was named, or the name is wrong."""
     stored, named = stored_architecture(directory), named_architecture(cfg, role)
-    for key in shape_fields(named["model_type"]):
-        if key in stored and key in named and stored[key] != named[key]:
-            raise UserError(
-                f"{role}.weights={directory}: its config.json has {key}={stored[key]}, {role}={cfg[role].name} has "
-                f"{named[key]}. Name the {role} that fits, or set {role}.architecture.{key}={stored[key]}."
-            )
+    keys = [key for key in shape_fields(named["model_type"]) if key in stored and key in named]
+    differing = [key for key in keys if stored[key] != named[key]]
+    if differing:
+        theirs, ours = (", ".join(f"{key}={shape[key]}" for key in differing) for shape in (stored, named))
+        fix = " ".join(f"{role}.architecture.{key}={stored[key]}" for key in differing)
+        raise UserError(
+            f"{role}.weights={directory}: its config.json has {theirs}; {role}={cfg[role].name} has {ours}. Name the "
+            f"{role} that fits, or set {fix}."
+        )
 
 
 def contradictions(cfg: DictConfig) -> list[str]:
