@@ -321,3 +321,17 @@ def test_the_command_imports_no_torch(sweep: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "no such directory" in done.stderr
+
+
+def test_less_may_be_better(tmp_path: Path) -> None:
+    for name, seed, perplexity in (("a", 0, 30.0), ("a", 1, 32.0), ("b", 0, 20.0), ("b", 1, 21.0)):
+        directory = made(tmp_path / f"{name}{seed}", seed=seed, optimizer__lr=0.1 if name == "a" else 0.2)
+        report = json.loads((directory / "report.json").read_text())
+        for figures in report["models"].values():
+            del figures["test"]
+            figures["validation"] = {"perplexity": perplexity}
+        report |= {"select": "perplexity", "higher_is_better": False}
+        (directory / "report.json").write_text(json.dumps(report))
+    text = compare([tmp_path])
+    assert [row[0] for row in cells(text)[1:] if row[1] == "student"] == ["0.2", "0.1"]
+    assert "optimizer.lr=0.2, student, 10.5000 before optimizer.lr=0.1, student" in " ".join(text.split())

@@ -139,7 +139,7 @@ def test_labels_that_have_no_order_are_compared_with_nothing() -> None:
     assert pairs(["a", "b", "c"], [0, 1, 2])[0].similarities == {}
     single = TextData("d", {"train": Dataset.from_dict({"text": ["a"], "label": [0]})}, ["x", "y"], "key")
     task = FeatureExtraction(["x", "y"])
-    assert task.prepare(single) is single
+    assert task.prepare(single).splits["train"].column_names == ["text"]
     assert (task.outputs, task.similarities) == ([], {})
 
 
@@ -373,3 +373,11 @@ def test_a_run_on_pairs_reports_spearman_of_every_model(tmp_path: Path) -> None:
     assert len(loaded.predict("the soup was good")[0]["vector"]) == 48
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").teacher.pooling is None
     assert models.parameter_count(kd.load(tmp_path / "run" / "student").model) > 0
+
+
+def test_labels_of_any_shape_are_left_out() -> None:
+    rows = Dataset.from_dict({"tokens": [["a", "b"], ["c"]], "label": [[0, 1], [0]]})
+    data = TextData("words", {"train": rows}, ["O", "B-x"], "key")
+    bare = FeatureExtraction().prepare(data)
+    assert bare.splits["train"].column_names == ["tokens"]
+    assert bare.key != data.key

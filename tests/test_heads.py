@@ -376,7 +376,7 @@ def test_a_teachers_key_has_the_pooling_only_where_there_is_one(data: Any) -> No
 
 
 def test_the_card_says_which_head_it_is_and_who_loads_it() -> None:
-    found = {"pairs": False, "head": heads.described(made("bert", None), TASK)}
+    found = {"example": '"a text"', "head": heads.described(made("bert", None), TASK)}
     assert "AutoModelForSequenceClassification.from_pretrained" in report.loading(found, "student")
     assert "kd.load" in report.loading(found, "student-int8")
     found["head"] = heads.described(made("bert", "mean"), TASK)
@@ -397,3 +397,18 @@ def test_old_configurations_have_no_pooling() -> None:
         del cfg[role]["pooling"]
         assert "pooling" not in architecture_of(cfg, role)
     assert contradictions(cfg) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", [MaskedLM(), TokenClassification(["O", "B-x"])], ids=lambda task: type(task).__name__)
+def test_a_pooled_models_encoder_starts_one_of_single_tokens(family: str, task: Task, tmp_path: Path) -> None:
+    """As transformers makes it: no layer that is never used, and a decoder that shares the embeddings."""
+    pooled = made(family, "max")
+    pooled.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, task)
+    assert not loaded.has_head
+    stock = random_model(architecture(model_type=family), task)
+    assert parameter_count(loaded.model) == parameter_count(stock)
+    assert set(loaded.model.state_dict()) == set(stock.state_dict())
+    for name, tensor in pooled.base_model.state_dict().items():
+        assert loaded.model.base_model.state_dict()[name].equal(tensor)

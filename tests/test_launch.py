@@ -200,7 +200,7 @@ def test_layers_deeper_than_the_teacher_are_refused_before_anything_is_looked_fo
 def test_a_directory_of_another_shape_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 3}')
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="num_hidden_layers=3, teacher=bert_tiny has 2"):
+    with pytest.raises(UserError, match="num_hidden_layers=3; teacher=bert_tiny has num_hidden_layers=2"):
         check_values(compose(["teacher=bert_tiny", f"teacher.weights={tmp_path}"]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import architecture
+from lightning.pytorch.callbacks import Callback
+from test_lit_module import settings
 from torch import Tensor
-from words import byte_pairs, word_pieces
+from words import byte_pairs, raw, text_data, word_pieces
 
+from kd.build import make_task
+from kd.check import check_values, contradictions
+from kd.command_line import compose
+from kd.datamodule import TextDataModule
 from kd.errors import UserError
+from kd.fit import fit
+from kd.losses import HardLabelLoss
 from kd.losses.functional import softened_kl
 from kd.models import random_model
 from kd.tasks import MaskedLM
@@ -107,11 +117,14 @@ def test_unlabelled_places_have_no_label_loss_but_are_compared() -> None:
 
 
 def test_wrong_settings_are_answered() -> None:
-    for share in (0.0, 1.0, -0.1):
-        with pytest.raises(UserError, match="between 0 and 1"):
-            MaskedLM(share=share)
-    with pytest.raises(UserError, match="known are masked, all"):
-        MaskedLM(compare="some")
+    for share in ("0", "1.0", "-0.1"):
+        with pytest.raises(UserError, match="data.masked_lm.share=.*must be"):
+            check_values(compose(["data=wikipedia", f"data.masked_lm.share={share}"]))
+    with pytest.raises(UserError, match="data.masked_lm.compare=some.* Known: masked, all"):
+        check_values(compose(["data=wikipedia", "data.masked_lm.compare=some"]))
+    assert "data.masked_lm is read with" in contradictions(compose(["data=sst2", "data.masked_lm.share=0.3"]))[0]
+    made = make_task(compose(["data=wikipedia", "data.masked_lm.share=0.3"]).data, text_data(raw, []))
+    assert made.settings() == {"share": 0.3}
     from kd import demo
 
     tokenizer = demo.tokenizer()
@@ -159,3 +172,28 @@ def test_of_tokens_that_read_alike_the_likeliest_is_named() -> None:
     reader: Any = SimpleNamespace(model=Fixed(), tokenizer=tokenizer, max_length=32)
     (found,) = MaskedLM().predict(reader, [tokenizer.mask_token], {})
     assert found["fills"][0][word] == pytest.approx(float(logits[0, 0].softmax(-1)[blank]))
+
+
+class Seen(Callback):
+    """What validation found after each epoch."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.found.append(float(trainer.callback_metrics["val/perplexity"]))
+
+
+def test_the_lowest_perplexity_picks_the_checkpoint(tmp_path: Path) -> None:
+    data = text_data(raw, [])
+    rows = TextDataModule(data, {"student": word_pieces()}, tmp_path, 16, 32, units=MaskedLM().units)
+    loss, seen, task = HardLabelLoss(1.0), Seen(), MaskedLM()
+    loss.setup(None, None, task)
+    torch.manual_seed(0)
+    student = random_model(architecture(vocab_size=512), task, word_pieces())
+    how = settings(8, max_epochs=2)
+    how.optimizer = functools.partial(torch.optim.SGD, lr=5.0)  # gets worse with time
+    fitted = fit(student, task, {"hard": loss}, None, rows, how, tmp_path / "run", "key", "t", callbacks=[seen])
+    assert len(set(seen.found)) > 1
+    assert seen.found[0] < seen.found[-1]
+    assert fitted.best_score == pytest.approx(min(seen.found))

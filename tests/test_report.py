@@ -39,6 +39,13 @@ def report(latency: float | None = None) -> dict[str, Any]:
     }
 
 
+def test_the_sentence_knows_when_less_is_better() -> None:
+    told = report(0.5) | {"select": "accuracy", "higher_is_better": False}
+    told["models"]["student"]["test"] = {"accuracy": 1.8}
+    assert "The student has 2.00 times the teacher's test accuracy with" in sentence(told)
+    assert "at -0.93 accuracy." in sentence(told)
+
+
 def test_the_table_shows_what_was_not_measured_as_a_dash() -> None:
     lines = table(report()).splitlines()
     assert len({len(line) for line in lines}) == 1

@@ -108,3 +108,31 @@ def test_sst2_of_the_store(tmp_path: Path) -> None:
         "test": 1821,
     }
     assert sum(data.splits["test"]["label"]) == 909
+
+
+def test_words_have_tags_and_texts_without_label_names_have_no_label(tmp_path: Path) -> None:
+    directory = tmp_path / "store" / "data" / "mine"
+    directory.mkdir(parents=True)
+    rows = pd.DataFrame({"words": [["a", "b"], ["c"]], "tags": [[0, 1], [0]]})
+    for split in ("train", "dev"):
+        rows.to_parquet(directory / f"{split}.parquet")
+    columns = {"words": "tokens", "tags": "label"}
+    data = read(tmp_path, columns=columns)
+    assert data.splits["train"].to_dict() == {"tokens": [["a", "b"], ["c"]], "label": [[0, 1], [0]]}
+    with pytest.raises(UserError, match="have the labels \\[1\\], known are 0 to 0"):
+        read(tmp_path, columns=columns, label_names=["O"])
+    pd.DataFrame({"words": [["a", "b"]], "tags": [[0]]}).to_parquet(directory / "dev.parquet")
+    with pytest.raises(UserError, match="row 1 of the validation files has not as many tags as words"):
+        read(tmp_path, columns=columns)
+
+
+def test_some_validation_rows_are_taken_the_same_ones_for_a_split_seed(tmp_path: Path) -> None:
+    put(tmp_path / "store" / "data" / "mine", train=[0, 1], dev=[0, 1] * 20)
+    whole = read(tmp_path, label_names=[])
+    assert whole.splits["validation"].column_names == ["text"]
+    some, again, other = (read(tmp_path, label_names=[], validation_rows=9, split_seed=seed) for seed in (0, 0, 1))
+    assert len(some.splits["validation"]) == 9
+    assert some.splits["validation"]["text"][:] == again.splits["validation"]["text"][:]
+    assert some.splits["validation"]["text"][:] != other.splits["validation"]["text"][:]
+    assert some.key == again.key
+    assert len({whole.key, some.key, other.key}) == 3

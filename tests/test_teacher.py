@@ -14,9 +14,10 @@ from kd.errors import Preempted, UserError
 from kd.fit import FitSettings
 from kd.last_state import LastState
 from kd.models import Loaded, head_linear, load_model
+from kd.pair import check_kind
 from kd.report import Entry
 from kd.sources import TextData
-from kd.tasks import Classification
+from kd.tasks import Classification, Multilabel, Ordinal, Regression
 from kd.tasks.classification import wilson_interval
 from kd.teacher import FineTune, check_labels, check_score, fine_tuned, steps_begun, teacher_key
 
@@ -179,3 +180,13 @@ def test_a_broken_state_of_a_stopped_fine_tuning_is_named_and_left_behind(
     assert steps_begun(work, "key") == 0
     assert not work.exists()
     assert "last.ckpt cannot be read" in capsys.readouterr().out
+
+
+def test_a_head_for_another_kind_of_output_is_refused() -> None:
+    made = model()
+    check_kind("teacher", made, Classification(demo.LABELS))
+    for task in (Multilabel(demo.LABELS), Ordinal(["a", "b", "c"]), Regression(["x"])):
+        with pytest.raises(UserError, match="trained for problem_type=single_label_classification"):
+            check_kind("teacher", made, task)
+    made.config.problem_type = None  # as in many a file of the hub
+    check_kind("teacher", made, Multilabel(demo.LABELS))

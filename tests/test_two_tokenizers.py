@@ -104,8 +104,9 @@ def test_losses_on_tokens_need_equal_lengths() -> None:
         build_losses(compose([*lines, f"method={method}"]), TASK)
     with pytest.raises(UserError, match=r"different lengths \(teacher.max_length=64, data.max_length=32\)"):
         build_losses(compose([*lines, "method=feature"]), TASK)
-    with pytest.raises(UserError, match="method.soft compares logits token by token"):
-        build_losses(compose([*lines, "method=logit"]), MaskedLM())
+    for method in ("logit", "hard"):  # both read masked text, whether or not a loss compares them
+        with pytest.raises(UserError, match="hides the same tokens .* but they have different lengths"):
+            build_losses(compose([*lines, f"method={method}"]), MaskedLM())
 
 
 def test_the_first_token_that_differs_is_named() -> None:

@@ -32,19 +32,16 @@ def build(node: DictConfig, **more: Any) -> Any:
         raise UserError(argument_error(node, error)) from error
 
 
-def make_task(node: DictConfig | str | None, data: TextData) -> Task:
-    """The task that data.task names, or that a ``_target_`` does; null: the one that the data's source found.
+def make_task(node: DictConfig, data: TextData) -> Task:
+    """The task that data.task names, with the settings under its name; null: the one that the data's source found.
 
     Raises UserError for a name that there is not, and for a task that the data's labels are not for.
     """
-    if isinstance(node, DictConfig):
-        task: Task = build(node, label_names=data.label_names)
-        return task
-    name = node or data.task
+    name = node.task or data.task
     if name not in NAMES:
         raise UserError(f"data.task={name}:{nearest(str(name), NAMES)} Known: {', '.join(NAMES)}.")
     check_fit(name, data.name, data.splits["train"])
-    return NAMES[name](data.label_names)
+    return NAMES[name](data.label_names, **(container(node[name]) if name in node else {}))
 
 
 def find_target(name: str) -> Any:
@@ -141,13 +138,17 @@ def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
 
 
 def refuse_token_level(losses: dict[str, Loss], difference: str, task: Task) -> None:
-    """Raises UserError for a loss on single tokens, for two models that do not read the same tokens."""
-    whole_texts = () if task.same_tokens else ("logits",)
+    """Raises UserError for two models that do not read the same tokens, if a loss or the task is about single ones."""
+    if task.same_tokens:
+        raise UserError(
+            f"data.task=masked_lm hides the same tokens from teacher and student, but they have {difference}. Take a "
+            "student with the teacher's tokenizer and length."
+        )
     for name, loss in losses.items():
-        signals = [s for s in loss.teacher_signals if s not in whole_texts and not s.startswith("cls/")]
+        signals = [s for s in loss.teacher_signals if s != "logits" and not s.startswith("cls/")]
         if signals:
-            instead = "" if task.same_tokens else "Take method=logit or method=pkd, which compare whole texts, or a "
             raise UserError(
-                f"method.{name} compares {signals[0]} token by token, but teacher and student have {difference}. "
-                f"{instead or 'Take a '}student with the teacher's tokenizer and length."
+                f"method.{name} compares {signals[0]} token by token, but teacher and student have {difference}. Take "
+                "method=logit or method=pkd, which compare whole texts, or a student with the teacher's tokenizer and "
+                "length."
             )

@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.pooling": POOLINGS,
     "data.truncation": ("cut", "error"),
     "data.task": tuple(KINDS),
+    "data.masked_lm.compare": ("masked", "all"),
     "teacher.fine_tune.when": ("auto", "always", "never"),
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
@@ -45,18 +46,20 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
+MASKED = {"share": 0.15, "compare": "masked"}  # conf/config.yaml's
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
 SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
-    "data.source.validation_rows", "data.validation_share", "teacher.max_length", "student.num_layers",
+    "data.masked_lm.share", "data.source.validation_rows", "data.validation_share", "teacher.max_length",
+    "student.num_layers",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
     *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
 )  # fmt: skip
 FRACTIONS = (
-    "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",
+    "data.masked_lm.share", "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",
     "report.measure_seconds", "method.soft.temperature",
 )  # fmt: skip
 
@@ -77,8 +80,7 @@ def check_values(cfg: DictConfig) -> None:
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
         is_list = key in OR_A_LIST and isinstance(value, ListConfig)
-        is_class = key == "data.task" and isinstance(value, DictConfig)
-        if value is not None and value not in words and not (is_list or is_class):
+        if value is not None and value not in words and not is_list:
             more = ", or a list" if key in OR_A_LIST else ""
             raise UserError(f"{key}={value}:{nearest(str(value), words)} Known: {', '.join(words)}{more}.")
     for key in POSITIVE:
@@ -105,7 +107,10 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError("optimizer.lr=null: give a learning rate.")
     if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
         raise UserError(f"method={cfg.method.name} has no loss term left: there is nothing to train with.")
-    for key, low, high in (("schedule.warmup", 0, 1), ("data.validation_share", 0, 1), ("data.source.noise", 0, 0.5)):
+    for key, low, high in (
+        ("schedule.warmup", 0, 1), ("data.masked_lm.share", 0, 1), ("data.validation_share", 0, 1),
+        ("data.source.noise", 0, 0.5),
+    ):  # fmt: skip
         value = value_of(cfg, key)
         if value is not None and not low <= value < high:
             raise UserError(f"{key}={value}: must be from {low} to below {high}.")
@@ -185,6 +190,10 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"its teacher ({teacher.architecture.hidden_size}); leave it out, or name another student."
         )
     found += pooling_contradictions(cfg) + vector_contradictions(cfg)
+    if data.task != "masked_lm" and dict(data.masked_lm) != MASKED:
+        found.append(
+            f"data.masked_lm is read with data.task=masked_lm, not with data.task={data.task or 'null'}: leave it out."
+        )
     own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
     if not own and data.name != "demo":
         found.append(
@@ -276,8 +285,6 @@ def check_cache(cache: Path) -> None:
 def check_own_data(cfg: DictConfig) -> None:
     """Raises UserError for files that are not there or not right, and for settings that are no columns or labels."""
     data = cfg.data
-    if "task" in data.source and isinstance(data.task, DictConfig):
-        raise UserError(f"data.task: your own data take a task by its name: {', '.join(KINDS)}.")
     if "label_names" in data and not (data.label_names is None or isinstance(data.label_names, ListConfig)):
         raise UserError(f"data.label_names={data.label_names}: give a list, such as [negative,positive].")
     if "files" in data.source:

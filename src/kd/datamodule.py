@@ -20,6 +20,7 @@ from kd.store import content_key
 from kd.units import RowUnits, Units
 
 LIMIT_SEED = 0  # of data.limit's subset: the same rows whatever the run's seed, so that runs share a teacher
+SHOWN = 60  # letters of a text in a message
 PAIR_LENGTH = 6  # [CLS], a word, two separators (RoBERTa has three), a word
 MakeUnits = Callable[[Mapping[str, Any], Mapping[str, Any], int], Units]
 
@@ -98,20 +99,25 @@ class TextDataModule(L.LightningDataModule):
             name = tokenizer_key(tokenizer), self.lengths[role]
             if name not in made:
                 made[name] = encode(rows, key, tokenizer, name[1], self.cache, f"{self.data.name} {split}")
-                self.say_cut(made[name]["cut"], name[1], split)
+                self.say_cut(made[name]["cut"], rows, name[1], split)
             encodings[role] = made[name]
         pads = {role: tokenizer.pad_token_id for role, tokenizer in self.tokenizers.items()}
-        return Rows(encodings, pads, self.make_units(encodings, self.tokenizers, self.seed))
+        units = self.make_units(encodings, self.tokenizers, self.seed)
+        if units.unread:
+            print(f"{split}: {units.unread} words are not read, cut off or without a token: they are not scored.")
+        return Rows(encodings, pads, units)
 
-    def say_cut(self, cut: list[bool], max_length: int, split: str) -> None:
+    def say_cut(self, cut: list[bool], rows: Any, max_length: int, split: str) -> None:
         """Counts the rows that lost their end. Raises UserError if none may."""
         if not any(cut):
             return
         what = "pairs" if len(self.data.text_columns) == 2 else "texts"
         text = f"{split}: {sum(cut)} of {len(cut)} {what} are longer than {max_length} tokens"
         if not self.truncate:
+            row = rows[cut.index(True)]
+            begins = (" ".join(row["tokens"]) if "tokens" in row else row["text"])[:SHOWN]
             raise UserError(
-                f"{text}, the first is row {cut.index(True) + 1}, and data.truncation=error allows none. Raise "
+                f"{text}, one of them begins {begins!r}, and data.truncation=error allows none. Raise "
                 "data.max_length as far as the models have positions, shorten them, or data.truncation=cut."
             )
         print(f"{text} and were cut.")

@@ -192,17 +192,21 @@ def is_there(config: Any, task: Task, pooling: str | None) -> bool:
     )
 
 
-def with_new_head(directory: Path, config: Any, task: Task) -> tuple[Any, set[str]]:
-    """The encoder of a checkpoint in a model of ``config`` whose head is new, and what the encoder lacks there."""
+def on_encoder(directory: Path, config: Any, task: Task) -> tuple[Any, set[str]]:
+    """A new head on the encoder of a checkpoint, and what the encoder lacks there."""
     own = pooling_of(config)
+    with torch.device("meta"):
+        made = Auto(task).from_config(config)
+    pooler = getattr(made.base_model, "pooler", None) is not None
     encoder, info = encoder_class(config.model_type).from_pretrained(
         directory, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
-        **(without_pooler(config.model_type) if own else {}),
+        **({} if pooler else without_pooler(config.model_type)),
     )  # fmt: skip
     if own:
         return pooled_class(config.model_type)(encoder.config, encoder), set(info["missing_keys"])
     model = Auto(task).from_config(encoder.config)
     setattr(model, model.base_model_prefix, encoder)
+    model.tie_weights()  # a decoder shares the encoder's embeddings
     return model, set(info["missing_keys"])
 
 

@@ -102,7 +102,7 @@ def with_new_head(directory: Path, config: Any, task: Task, pooling: str | None)
         vars(config).pop(name, None)
     config.update(task.config_fields() | heads.fields(task, config.model_type, pooling))
     if heads.pooling_of(config) or other:
-        model, missing = heads.with_new_head(directory, config, task)
+        model, missing = heads.on_encoder(directory, config, task)
         missing = {f"{model.base_model_prefix}.{key}" for key in missing}
     else:
         model, info = task.auto_class().from_pretrained(

@@ -21,8 +21,6 @@ from kd.sources import TextData
 from kd.store import write_text
 from kd.tasks import Task
 
-SHOWN = 10  # labels in the line about the data
-
 
 def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: TextData, task: Task) -> report.Entry:
     size = artefact.save_float(
@@ -77,7 +75,7 @@ def finish_report(
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
         "head": heads.described(entries[1].model, task),
-        "pairs": len(rows.data.text_columns) == 2,
+        "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
         "quantization": str(callback.summary) if callback else "none",
         "about": {
             "kd": kd.__version__,

@@ -30,8 +30,6 @@ from kd.store import Wanted, content_key, directory_hash, fetch
 from kd.tasks import Task
 from kd.teacher import FineTune, check_labels, fine_tuned
 
-SHOWN = 10  # labels in the line about the data
-
 
 @dataclass
 class Pair:
@@ -116,6 +114,7 @@ def make_teacher(
         identity = directory_hash(directory)
         check_architecture("teacher", node, loaded.model)
     if loaded.has_head and tune.when != "always":
+        check_kind("teacher", loaded.model, task)
         check_labels(loaded.model, task, node.gate)
         return loaded.model
     if loaded.has_head:  # trained anew from the head it has
@@ -129,6 +128,16 @@ def make_teacher(
         loaded, identity, node.name, pair.tokenizers["teacher"], task, rows, tune, settings, cache,
         lambda done: logs.open("teacher", done), pooling(cfg, "teacher"),
     )  # fmt: skip
+
+
+def check_kind(role: str, model: Any, task: Task) -> None:
+    """The head of a checkpoint was trained for outputs of this kind: a softmax is no row of sigmoids, nor a number."""
+    stored = getattr(model.config, "problem_type", None)
+    if stored and task.problem_type and stored != task.problem_type:
+        raise UserError(
+            f"The {role}'s head was trained for problem_type={stored} (its config.json), and this task is "
+            f"{task.problem_type}: take a {role} of this task, or one without a head."
+        )
 
 
 def check_architecture(role: str, node: DictConfig, model: Any) -> None:
@@ -153,6 +162,8 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
         loaded = models.load_model(directory, task, pooling(cfg, "student"))
         student = loaded.model
         check_architecture("student", cfg.student, student)
+        if loaded.has_head:
+            check_kind("student", student, task)
         if loaded.has_head and not models.reorder_labels(student, task):
             raise UserError(
                 f"student.weights={directory} has a head with other labels than the data: remove the head or take "

@@ -178,8 +178,7 @@ def sentence(report: dict[str, Any]) -> str:
 
 def loading(report: dict[str, Any], name: str) -> str:
     """How an artefact is loaded, in markdown. One with a head of our own takes kd, also in float32."""
-    example = '[("a text", "another")]' if report["pairs"] else '"a text"'
-    with_kd = f'import kd\n\nkd.load("{name}").predict({example})'
+    with_kd = f'import kd\n\nkd.load("{name}").predict({report["example"]})'
     head = report["head"]  # the Auto class of transformers that has it, and what it is otherwise
     text, code = "", with_kd
     if name == "student" and head["own"] is None:

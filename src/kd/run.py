@@ -51,7 +51,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     output, cache = Path(cfg.paths.output), Path(cfg.paths.cache).expanduser()
     settings, quant = fit_settings(cfg), quantization_settings(cfg)
     data = build(cfg.data.source)
-    task = make_task(cfg.data.task, data)
+    task = make_task(cfg.data, data)
     data = task.prepare(data)
     if task.labelled:
         task.see(data.splits["train"]["label"])
@@ -159,3 +159,5 @@ def say(
     if models.parameter_count(student) > teacher.parameters:
         print("The student is larger than its teacher.")
     print(f"Loss ({cfg.method.name}): {terms}; learning rate {cfg.optimizer.lr:g}")
+    if not task.softens and any(hasattr(loss, "temperature") for loss in losses.values()):
+        print("A temperature means nothing for this task: its outputs are no probabilities.")

@@ -75,7 +75,9 @@ def stored(
         splits["train"], splits["validation"] = split_off(splits["train"], validation_share, split_seed)
     hashes = {split: [file_hash(path) for path in paths] for split, paths in files.items()}
     share = [validation_share, split_seed] if validation_share else None
-    more = {"validation_rows": validation_rows} if validation_rows else {}
+    more = (
+        {"validation_rows": validation_rows} | ({"seed": split_seed} if split_seed else {}) if validation_rows else {}
+    )
     key = content_key(files=hashes, columns=renamed, labels=list(label_names), share=share, **more)
     if validation_rows and validation_rows < len(splits["validation"]):
         splits["validation"] = splits["validation"].shuffle(seed=split_seed).select(range(validation_rows))

@@ -175,7 +175,7 @@ def check_score(teacher: Entry, labels: Tensor, task: Task, gate: bool, max_step
     longer = f"teacher.fine_tune.max_steps={max_steps} ended it" if max_steps > 0 else "teacher.fine_tune.epochs"
     text = (
         f"The teacher's validation {task.select} is {score:.4f} (95 % interval {low:.4f} to {high:.4f} on "
-        f"{len(labels)} rows); {meaning} gives {chance:.4f}."
+        f"{len(labels)} {task.unit}); {meaning} gives {chance:.4f}."
     )
     if gate:
         raise UserError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kd.batches import Draw, Numbers
+from kd.errors import UserError
 
 UNLABELLED = -100  # the place is compared with the teacher's, but there is no label
 
@@ -22,9 +23,11 @@ class Units:
     """``counts`` has, for every row, how many ``labels`` there are and how many ``logits`` are compared.
 
     ``labels`` are those of all rows, one after the other, as scoring sees them.
+    ``unread`` counts those that no model can be asked about, since it reads nothing of them.
     """
 
     counts: dict[str, Numbers]
+    unread = 0
 
     @property
     def labels(self) -> Tensor:
@@ -69,6 +72,11 @@ class WordUnits(Units):
             begins = [int(i == 0) for i in range(len(read))]
             self.tags.append(torch.tensor([[tags[word] for word in read], begins], dtype=torch.long).T)
         count = np.array([len(tags) for tags in self.tags])
+        self.unread = sum(map(len, encodings["student"]["label"])) - int(count.sum())
+        if not count.any():
+            raise UserError(
+                f"Of {len(count)} rows no word is read, so no tag can be learned or scored: look at the tokens."
+            )
         self.counts = {"labels": count, "logits": count}
 
     @property
@@ -84,7 +92,7 @@ class WordUnits(Units):
 class MaskUnits(Units):
     """Tokens behind masks (Devlin et al. 2019, section 3.1): of the chosen ones 80 % are masked, 10 % replaced.
 
-    A fixed ``share`` of each row's words is chosen (one at least), so that the number of labels is known beforehand;
+    A fixed ``share`` of each row's tokens is chosen (one at least), so that the number of labels is known beforehand;
     which ones depends on seed, epoch and row, in scoring on the row alone. ``everywhere``: while training all real
     tokens are compared with the teacher, not only the chosen ones. All roles read the same tokens.
     """
@@ -123,6 +131,7 @@ class MaskUnits(Units):
         every = self.everywhere and draw.epoch is not None
         asked, labels = [], []
         inputs = {role: batch[role]["input_ids"].clone() for role in ("student", "teacher") if role in batch}
+        assert all(ids.equal(inputs["student"]) for ids in inputs.values()), "checked by build.refuse_token_level"
         for i, row in enumerate(draw.rows):
             places, ids = self.masked(row, draw.epoch)
             for padded in inputs.values():

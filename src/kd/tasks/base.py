@@ -33,6 +33,8 @@ class Task:
     """
 
     select: str
+    unit = "rows"  # what has a label, for people
+    softens = True  # a temperature means something to ``divergence``
     higher_is_better = True  # of ``select``
     labelled = True  # the data bring labels
     learns = True  # there is a label loss; else a teacher is taken as it is
@@ -154,6 +156,10 @@ class Task:
     def predict(self, reader: Reader, texts: Sequence[Any], decision: Decision) -> list[dict[str, Any]]:
         """One dict a text, or pair; ``reader`` is the model with its tokenizer."""
         return self.describe(reader.logits(texts), decision)
+
+    def example(self, tokenizer: Any, pairs: bool) -> str:
+        """What ``predict`` could be given, as it is written in Python."""
+        return '[("a text", "another")]' if pairs else '"a text"'
 
     def stored(self) -> dict[str, Any]:
         """What ``kd.tasks.restored`` makes the task from again."""

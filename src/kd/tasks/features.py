@@ -58,6 +58,7 @@ class FeatureExtraction(Task):
     labelled = False
     scored_against_teacher = True
     learns = False
+    softens = False
 
     def __init__(self, label_names: Sequence[str] = ()) -> None:
         super().__init__(())
@@ -77,13 +78,18 @@ class FeatureExtraction(Task):
         self.width = teacher.config.kd_vector
 
     def prepare(self, data: Any) -> Any:
-        """Pairs as single texts, first and second in turn; labels are kept where they are numbers or two classes."""
+        """Texts without labels; pairs as single texts, first and second in turn.
+
+        The labels of pairs are kept aside where they are numbers or two classes.
+        """
         from datasets import Dataset
 
         splits = {}
         for split, rows in data.splits.items():
             if "text_pair" not in rows.column_names:
-                return data
+                bare = {name: each.remove_columns([c for c in each.column_names if c == "label"])
+                        for name, each in data.splits.items()}  # fmt: skip
+                return replace(data, splits=bare, key=content_key(data=data.key, labels=False))
             both = zip(rows["text"], rows["text_pair"], strict=True)
             splits[split] = Dataset.from_dict({"text": [text for pair in both for text in pair]})
             labels = list(rows["label"]) if "label" in rows.column_names else []

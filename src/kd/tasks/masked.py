@@ -42,21 +42,18 @@ class Mean(Metric):
 
 
 class MaskedLM(Task):
-    """``share`` of the words is chosen; ``compare`` says where logits are held against the teacher's: at the
+    """``share`` of a row's tokens is chosen; ``compare`` says where logits are held against the teacher's: at the
     ``masked`` tokens, or at ``all`` real ones (Sanh et al. 2019 do that by default).
     """
 
     select = "perplexity"
     higher_is_better = False
     labelled = False
+    unit = "hidden tokens"
     same_tokens = True
 
     def __init__(self, label_names: Sequence[str] = (), share: float = 0.15, compare: str = "masked") -> None:
         super().__init__([])
-        if not 0 < share < 1:
-            raise UserError(f"data.task.share={share}: the share of words behind a mask is between 0 and 1.")
-        if compare not in ("masked", "all"):
-            raise UserError(f"data.task.compare={compare}: known are masked, all.")
         self.share, self.compare = share, compare
 
     def settings(self) -> dict[str, Any]:
@@ -73,7 +70,8 @@ class MaskedLM(Task):
     def units(self, encodings: Mapping[str, Any], tokenizers: Mapping[str, Any], seed: int) -> Units:
         if tokenizers["student"].mask_token_id is None:
             raise UserError("data.task=masked_lm: the tokenizer has no mask token, so nothing can be masked.")
-        return MaskUnits(encodings, tokenizers, seed, self.share, self.compare == "all")
+        everywhere = self.compare == "all" and "teacher" in encodings  # a teacher alone has nothing to compare with
+        return MaskUnits(encodings, tokenizers, seed, self.share, everywhere)
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the tokens behind masks: sum, and their number."""
@@ -108,6 +106,9 @@ class MaskedLM(Task):
         ]
         low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975]).double()).exp().tolist()
         return low, high
+
+    def example(self, tokenizer: Any, pairs: bool) -> str:
+        return f'"a {tokenizer.mask_token} text"'
 
     def stored(self) -> dict[str, Any]:
         return {"kind": type(self).__name__, "label_names": []}

@@ -43,6 +43,7 @@ class Regression(Task):
     """
 
     select = "pearson"
+    softens = False
     problem_type = "regression"
 
     def __init__(self, label_names: Sequence[str]) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from kd.encoding import Encode
+from kd.encoding import NO_TOKEN, Encode, pad
 from kd.losses.functional import full, softened_kl
 from kd.tasks.base import RESAMPLES, Decision, Reader, Task, count_of
 from kd.units import Units, WordUnits
 
+BATCH = 32  # texts predicted together
 OUTSIDE = 0  # the kind of O; others count from 1
 
 
@@ -77,13 +78,15 @@ class Accuracy(MulticlassAccuracy):
     """Of words."""
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        super().update(logits, labels[:, 0])
+        if len(labels):  # torchmetrics takes no empty batch
+            super().update(logits, labels[:, 0])
 
 
 class TokenClassification(Task):
     """Labels are ``[N, 2]``: each word's tag, and whether a row begins with it."""
 
     select = "f1"
+    unit = "words"
 
     def auto_class(self) -> Any:
         from transformers import AutoModelForTokenClassification
@@ -136,17 +139,20 @@ class TokenClassification(Task):
     @torch.no_grad()
     def predict(self, reader: Reader, texts: Sequence[Any], decision: Decision) -> list[dict[str, Any]]:
         """Of each text, or list of words: ``entities`` (text, type, first and last word), ``words`` and ``tags``."""
-        return [self.tagged(reader, text.split() if isinstance(text, str) else list(text), decision) for text in texts]
+        split = [text.split() if isinstance(text, str) else list(text) for text in texts]
+        found = []
+        for start in range(0, len(split), BATCH):
+            rows = split[start : start + BATCH]
+            columns = Encode(reader.tokenizer, reader.max_length)({"tokens": rows})
+            logits = reader.model(**pad(columns, reader.tokenizer.pad_token_id)).logits.float()
+            found += [self.tagged(*one) for one in zip(rows, columns["places"], logits, strict=True)]
+        return found
 
-    def tagged(self, reader: Reader, words: list[str], decision: Decision) -> dict[str, Any]:
+    def tagged(self, words: list[str], places: list[int], logits: Tensor) -> dict[str, Any]:
         """Words that were cut off, or that the tokenizer makes nothing of, are taken as O."""
-        columns = Encode(reader.tokenizer, reader.max_length)({"tokens": [words]})
-        read = [(word, place) for word, place in enumerate(columns["places"][0]) if place >= 0]
-        ids = torch.tensor(columns["input_ids"])
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        logits = reader.model(**inputs).logits[0].float()
+        read = [word for word, place in enumerate(places) if place != NO_TOKEN]
         tags, chances = ["O"] * len(words), [1.0] * len(words)
-        for (word, _), row in zip(read, self.describe(logits[[p for _, p in read]], decision), strict=True):
+        for word, row in zip(read, self.describe(logits[[places[word] for word in read]], {}), strict=True):
             tags[word], chances[word] = row["label"], row["probability"]
         found = self.named(words, tags)
         label = ", ".join(f"{one['text']} ({one['type']})" for one in found)
