@@ -193,6 +193,6 @@ def test_a_directory_with_other_embeddings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "electra", "embedding_size": 64}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"embedding_size=64, student=electra_small has 128.*student.architecture.embedd"
+        UserError, match=r"embedding_size=64; student=electra_small has embedding_size=128.*student.architecture.embedd"
     ):
         check_values(compose(["student=electra_small", f"student.weights={tmp_path}"]))

@@ -170,7 +170,7 @@ def test_losses_are_0_at_the_teacher_and_right_in_their_gradients(loss: Loss) ->
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (["method=pkd"], "method.hard: this task has no labels to learn from: take method=embed"),
+        (["method=pkd"], "method.hard: this task has no labels to learn from. Take method=embed"),
         (["method=hard"], "no labels to learn from"),
         (["method=logit", "~method.hard"], None),
         (["method=embed"], None),

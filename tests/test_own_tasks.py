@@ -54,7 +54,7 @@ WIKI = [
 
 
 def test_the_names_are_those_of_the_tasks() -> None:
-    assert set(tasks.NAMES) <= set(KINDS)
+    assert list(tasks.NAMES) == list(KINDS)
     assert list(KINDS) == [
         "classification", "multilabel", "regression", "ordinal", "token_classification", "masked_lm",
         "feature_extraction",
@@ -214,6 +214,15 @@ def test_lone_inside_tags_are_counted(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert labels(data)
     assert "7 I- tags follow no B- or I- of their type; each begins an entity" in capsys.readouterr().out
+
+
+def test_a_plain_file_has_a_text_a_line(tmp_path: Path) -> None:
+    data = read(put(tmp_path, "one, two\n\n" + "a line of text\n" * 20, "a.txt"), task="masked_lm")
+    assert sorted(set(data.splits["train"]["text"]) | set(data.splits["validation"]["text"])) == [
+        "a line of text",
+        "one, two",
+    ]
+    assert sum(map(len, data.splits.values())) == 21
 
 
 def test_text_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from words import TAGS, raw, store, tagged, text_data, word_pieces
 
 from kd.batches import Draw
 from kd.datamodule import TextDataModule
+from kd.errors import UserError
 from kd.fit import Fitted, fit
 from kd.lit_module import FrozenTeacher
 from kd.losses import HardLabelLoss, HiddenLoss, Loss, PatientLoss, SoftTargetLoss
@@ -147,17 +148,25 @@ def labels_of(labels: torch.Tensor) -> int:
 def test_a_step_without_any_label_divides_by_one(tmp_path: Path) -> None:
     """A text whose words the tokenizer makes nothing of has none."""
     task = TokenClassification(TAGS)
-    rows = Dataset.from_dict({"tokens": [["\u200d"], ["\u200d", ""]], "label": [[0], [1, 2]]})
+    rows = Dataset.from_dict({"tokens": [["\u200d", ""], ["bank", "walks"]], "label": [[0, 1], [1, 2]]})
     data = TextDataModule(
         TextData("nothing", {"train": rows, "validation": rows}, TAGS, "nothing"), {"student": TOKENIZER}, tmp_path,
-        2, 20, units=task.units,
+        1, 20, units=task.units,
     )  # fmt: skip
-    (draw,) = data.batches()
+    draw = next(draw for draw in data.batches() if draw.rows == [0])
     assert isinstance(draw, Draw)
     assert (draw.totals["labels"], draw.totals["logits"]) == (1, 1)
     batch = data.splits["train"][draw]
     value, count = task.label_loss(torch.zeros(0, len(TAGS)), batch["labels"])
     assert (float(value), int(count)) == (0.0, 0)
+    scores = task.metrics()
+    scores.update(torch.zeros(0, len(TAGS)), batch["labels"])  # as a batch of such rows alone is scored
+    nothing = Dataset.from_dict({"tokens": [["\u200d"]], "label": [[0]]})
+    with pytest.raises(UserError, match="Of 1 rows no word is read"):
+        TextDataModule(
+            TextData("none", {"train": rows, "validation": nothing}, TAGS, "none"), {"student": TOKENIZER}, tmp_path,
+            1, 20, units=task.units,
+        )  # fmt: skip
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -163,6 +163,11 @@ def check_weights_word(role: str, cfg: DictConfig) -> None:
 def check_shape(role: str, cfg: DictConfig, directory: Path) -> None:
     """A directory holds the architecture that was named, or the name is wrong."""
     stored, named = stored_architecture(directory), named_architecture(cfg, role)
+    if stored["model_type"] == "kd-quantized":
+        raise UserError(
+            f"{role}.weights={directory} is a quantized model, which cannot be trained: take the float one beside it, "
+            f"{directory.parent / 'student'}."
+        )
     keys = [key for key in shape_fields(named["model_type"]) if key in stored and key in named]
     differing = [key for key in keys if stored[key] != named[key]]
     if differing:

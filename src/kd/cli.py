@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--input", help="a file with the texts (CSV, TSV, JSON lines, parquet); the result is CSV")
     predict.add_argument(
         "--column", action="append", metavar="NAME",
-        help="its column with the texts, FIRST,SECOND for pairs (default: as in the training data, else text)",
+        help="its column with the texts, FIRST,SECOND for pairs (default: as in the training data, text if unknown)",
     )  # fmt: skip
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("text", nargs="*", help="texts to label; two by two for a model of pairs")

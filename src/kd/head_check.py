@@ -5,11 +5,17 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 VECTORS = "feature_extraction"  # the task of that name
+OF_TOKENS = ("token_classification", "masked_lm")
 
 
 def pooling_contradictions(cfg: DictConfig) -> list[str]:
     """A student of layers has the teacher's head."""
     own, teachers = (cfg[role].get("pooling") for role in ("student", "teacher"))
+    if cfg.data.task in OF_TOKENS and (own or teachers):
+        return [
+            f"data.task={cfg.data.task} has an answer for single tokens and none for a whole text, so nothing is "
+            "pooled: leave teacher.pooling and student.pooling out."
+        ]
     if cfg.student.name != "layers" or own in (None, teachers):
         return []
     return [

@@ -58,7 +58,7 @@ def finish_report(
         report.measure(entries, cfg.report.measure_seconds)
     for entry in entries:
         entry.figures |= {"parameters": entry.parameters, "weights_bytes": entry.weights_bytes}
-    threads = torch.get_num_threads()
+    threads, more = torch.get_num_threads(), task.about({entry.name: entry.figures for entry in entries})
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     score = entries[1].figures["validation"][task.select]
     finished = {
@@ -75,6 +75,7 @@ def finish_report(
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
         "head": heads.described(entries[1].model, task),
+        "note": f"{note}\n\n" if (note := task.note(entries[1].decision)) else "",
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
         "quantization": str(callback.summary) if callback else "none",
         "about": {
@@ -86,7 +87,7 @@ def finish_report(
             "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
             "peak memory": f"{memory / 1e9:.2f} GB",
         }
-        | task.about({entry.name: entry.figures for entry in entries}),
+        | more,
         "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
     }
     output = Path(cfg.paths.output)
@@ -95,5 +96,7 @@ def finish_report(
         write_text(output / entry.name / "README.md", report.model_card(finished, entry.name))
     report.write(finished, fitted.curves, output)
     print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")
+    for what, figures in more.items():
+        print(f"{what}: {figures}")
     print(f"Peak memory {memory / 1e9:.2f} GB. Everything is in {output}")
     return finished

@@ -112,16 +112,19 @@ class Summary:
 
 
 def layers_to_quantize(model: Any, settings: Settings) -> Summary:
-    """The names of the linear layers and embeddings to quantize. Raises UserError if a group does not divide one."""
+    """The names of the linear layers and embeddings to quantize. Raises UserError if a group does not divide one.
+
+    A language model's decoder is a second use of the embeddings and goes with them, or nothing would be saved.
+    """
     summary = Summary()
-    inside = f"{model.base_model_prefix}."
+    inside, decoder = f"{model.base_model_prefix}.", model.get_output_embeddings()
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             continue
         width = module.weight.shape[-1]
-        if isinstance(module, nn.Embedding) and not settings.embeddings:
+        if (isinstance(module, nn.Embedding) or module is decoder) and not settings.embeddings:
             summary.skipped[name] = "quant.embeddings=false"
-        elif not name.startswith(inside) and not settings.head:
+        elif not name.startswith(inside) and module is not decoder and not settings.head:
             summary.skipped[name] = "the head stays float, quant.head=true changes that"
         elif settings.group_size and width % settings.group_size:
             raise UserError(

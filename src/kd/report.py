@@ -153,9 +153,12 @@ def sentence(report: dict[str, Any]) -> str:
         )
     text = f"The student {kept} with {size} bytes of weights; {split} has {report['rows'][split]} rows."
     if not report["teacher_beats_chance"]:
-        text = "The teacher does not beat guessing, so retention and agreement say nothing."
+        text = "The teacher does not beat guessing beyond chance, so retention and agreement say nothing."
     elif not report["student_beats_chance"]:
-        text = f"The student does not beat guessing: it has learned nothing that {split} shows. Train it longer."
+        text = (
+            f"The student does not beat guessing beyond chance: it has learned nothing that {split} shows. Train it "
+            "longer."
+        )
     if last is student:
         return text
     change = last[split][select] - student[split][select]
@@ -174,6 +177,12 @@ def sentence(report: dict[str, Any]) -> str:
         else:
             text += f" At batch 1 it takes {ratio:.2f} times the float student's time."
     return text
+
+
+def scores(report: dict[str, Any]) -> str:
+    """What the columns of the table are about."""
+    better = "higher" if report["higher_is_better"] else "lower"
+    return f"Validation and test: {report['select']}, {better} is better; retention and agreement are the teacher's."
 
 
 def loading(report: dict[str, Any], name: str) -> str:
@@ -203,7 +212,7 @@ def model_card(report: dict[str, Any], name: str) -> str:
         "tags: [knowledge-distillation, kd]\n---\n\n"
         f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} by "
         f"{names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
-        f"{loading(report, name)}\n\n{table(report)}\n\n"
+        f"{loading(report, name)}\n\n{report['note']}{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n"
         "The licences of the data and of the teacher's weights apply.\n"
     )
 
@@ -214,6 +223,7 @@ def write(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], di
     settings = "\n".join(f"- {key}: {value}" for key, value in report["about"].items())
     write_text(
         directory / "report.md",
-        f"# {report['title']}\n\n{table(report)}\n\n{sentence(report)}\n\n{settings}\n\n![report](report.png)\n",
+        f"# {report['title']}\n\n{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n{settings}\n\n"
+        "![report](report.png)\n",
     )
     write_text(directory / "report.json", json.dumps(report | {"curves": curves}, indent=2))

@@ -22,7 +22,8 @@ from kd.errors import UserError, nearest
 DELIMITED = {".csv": ",;\t", ".tsv": "\t"}  # what may stand between columns, likeliest first
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 CONLL = (".conll", ".bio")
-SUFFIXES = (*DELIMITED, *JSON_LINES, ".parquet", *CONLL)
+PLAIN = ".txt"  # a text a line
+SUFFIXES = (*DELIMITED, *JSON_LINES, PLAIN, ".parquet", *CONLL)
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 
 
@@ -96,6 +97,9 @@ def read_table(path: Path) -> Table:
         table = read_parquet(path)
     elif suffix in DELIMITED:
         table = read_delimited(path, decoded(path), DELIMITED[suffix])
+    elif suffix == PLAIN:
+        lines = [(i, line.strip()) for i, line in enumerate(decoded(path).split("\n"), start=1) if line.strip()]
+        table = Table(str(path), "line", {"text": [line for _, line in lines]}, [i for i, _ in lines])
     elif suffix in CONLL:
         table = Table(str(path), "line", *sentences(str(path), decoded(path)))
     else:

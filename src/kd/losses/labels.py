@@ -19,7 +19,8 @@ class HardLabelLoss(Loss):
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         if not task.learns:
             raise UserError(
-                "this task has no labels to learn from: take method=embed, or ~method.hard to leave the term out."
+                "this task has no labels to learn from. Take method=embed, or leave this term out beside others: "
+                "method=logit ~method.hard."
             )
         self.task = task
         self.student_signals = ("logits",)

@@ -146,6 +146,8 @@ class Task:
 
     def retention(self, score: float, teacher: float) -> float:
         """The score as a share of the teacher's; below 1 is worse, also where lower scores are better."""
+        if score == teacher:
+            return 1.0
         share, whole = (score, teacher) if self.higher_is_better else (teacher, score)
         return share / whole if whole else 0.0
 
@@ -160,6 +162,10 @@ class Task:
     def example(self, tokenizer: Any, pairs: bool) -> str:
         """What ``predict`` could be given, as it is written in Python."""
         return '[("a text", "another")]' if pairs else '"a text"'
+
+    def note(self, decision: Decision) -> str:
+        """What a model card has to say about reading the answers; empty if they are as everybody expects."""
+        return ""
 
     def stored(self) -> dict[str, Any]:
         """What ``kd.tasks.restored`` makes the task from again."""

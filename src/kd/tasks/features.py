@@ -124,6 +124,9 @@ class FeatureExtraction(Task):
         directions = F.normalize(labels.double(), dim=-1)
         return math.ceil(1e4 * float(directions.mean(0).norm()) - 1e-6) / 1e4, "one vector for all texts"
 
+    def note(self, decision: Decision) -> str:
+        return "What kd gives for a text is a vector; the cosine of two says how alike their texts are to the teacher."
+
     def describe(self, logits: Tensor, decision: Decision) -> list[dict[str, Any]]:
         rows = []
         for vector in full(logits).tolist():

@@ -96,12 +96,18 @@ class Multilabel(Task):
         scores = f1(counts.cumsum(0), ks * len(labels), counts.sum())
         return float(scores.max()), f"always guessing the {int(scores.argmax()) + 1} commonest labels"
 
+    def note(self, decision: Decision) -> str:
+        return (
+            f"Any number of labels may be right. kd answers with those whose probability is above "
+            f"{decision['threshold']:g}, the best threshold on validation (in kd.json); transformers alone knows none."
+        )
+
     def describe(self, logits: Tensor, decision: Decision) -> list[dict[str, Any]]:
         rows = []
         for probabilities in full(logits).sigmoid().tolist():
             named = dict(zip(self.label_names, probabilities, strict=True))
             chosen = [name for name, value in named.items() if value > decision["threshold"]]
-            rows.append({"label": ", ".join(chosen), "probabilities": named})
+            rows.append({"label": ", ".join(chosen), "labels": chosen, "probabilities": named})
         return rows
 
 

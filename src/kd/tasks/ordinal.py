@@ -67,6 +67,13 @@ class Ordinal(Task):
     def chance(self, labels: Tensor) -> tuple[float, str]:
         return 0.0, "an answer that does not depend on the text"
 
+    def note(self, decision: Decision) -> str:
+        return (
+            f"The levels, lowest first: {', '.join(self.label_names)}. Each logit says whether a text is above one of "
+            "them, given that it is above those before (CORN). kd answers with the median level: the number of "
+            "thresholds that `logits.sigmoid().cumprod(-1)` has above 0.5. It need not be the likeliest single level."
+        )
+
     def describe(self, logits: Tensor, decision: Decision) -> list[dict[str, Any]]:
         passed = F.pad(above(logits), (1, 0), value=1.0)
         chances = passed - F.pad(above(logits), (0, 1), value=0.0)

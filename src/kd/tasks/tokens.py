@@ -128,6 +128,12 @@ class TokenClassification(Task):
         low, high = ratio(counts[:, drawn].sum(-1), "f1").quantile(torch.tensor([0.025, 0.975]).double()).tolist()
         return low, high
 
+    def note(self, decision: Decision) -> str:
+        return (
+            "A word's tag stands at its first token. kd splits a text at blanks alone, as `text.split()` does; give a "
+            "list of words where the training data were split in another way, such as off punctuation."
+        )
+
     def describe(self, logits: Tensor, decision: Decision) -> list[dict[str, Any]]:
         """One dict a word: its tag, with the probability."""
         chances, tags = full(logits).softmax(-1).max(-1)
