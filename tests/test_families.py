@@ -14,8 +14,9 @@ from torch import nn
 import kd
 from kd import artefact, demo, models, report
 from kd.architecture import positions
-from kd.check import check_values, contradictions
+from kd.check import check_values
 from kd.command_line import compose
+from kd.contradictions import contradictions
 from kd.errors import UserError
 from kd.models import check_positions, random_model, student_of_layers, tensor_shapes, tokenizer_for
 from kd.tasks import Classification

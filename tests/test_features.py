@@ -25,9 +25,9 @@ from torch.autograd import gradcheck
 import kd
 from kd import artefact, demo, heads, models, quantization, report
 from kd.build import build_losses
-from kd.check import contradictions
 from kd.cli import write_csv
 from kd.command_line import compose
+from kd.contradictions import contradictions
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.fit import fit

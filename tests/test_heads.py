@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import kd
 from kd import artefact, demo, heads, models, quantization, report
-from kd.check import check_values, contradictions
+from kd.check import check_values
 from kd.command_line import compose
+from kd.contradictions import contradictions
 from kd.errors import UserError
 from kd.models import load_model, parameter_count, random_model, student_of_layers, tokenizer_for
 from kd.signals import Recorder

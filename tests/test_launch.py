@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, no_answer
 
-from kd.check import CHOICES, FRACTIONS, POSITIVE, check_before_loading, check_values, contradictions
+from kd.check import CHOICES, FRACTIONS, POSITIVE, check_before_loading, check_values
 from kd.command_line import check_command_line, compose, conf_dir, flat, options, plain
+from kd.contradictions import contradictions
 from kd.errors import UserError
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,6 +61,8 @@ SLIPS = [
     ("student.architecture.model_type=albert", "Known: bert, roberta, electra, modernbert, distilbert"),
     ("student.overide.hidden_act=relu", "Did you mean 'student.overrides'?"),
     ("teacher.overrides.hidden_act=relu", "there is no setting 'teacher.overrides.hidden_act'"),
+    ("experiment=wikipedia method=hard", "method=hard has no such term: add ~method.soft"),
+    ("data.masked_lm.compare=al", "Did you mean 'all'?"),
     ("data=file", "Did you mean 'files'?"),
     ("data=files data.trian=a.csv", "data=files, data=hub have data.train"),
     ("data.train=a.csv", "data=files, data=hub have data.train"),

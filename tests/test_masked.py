@@ -16,8 +16,9 @@ from torch import Tensor
 from words import byte_pairs, raw, text_data, word_pieces
 
 from kd.build import make_task
-from kd.check import check_values, contradictions
+from kd.check import check_values
 from kd.command_line import compose
+from kd.contradictions import contradictions
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.fit import fit

@@ -13,8 +13,9 @@ from conftest import architecture, model
 
 from kd import demo
 from kd.build import build_losses
-from kd.check import check_values, contradictions
+from kd.check import check_values
 from kd.command_line import check_command_line, compose
+from kd.contradictions import contradictions
 from kd.errors import UserError
 from kd.models import load_tokenizer
 from kd.pair import find_pair, make_student

@@ -17,8 +17,9 @@ from torch import nn
 
 from kd.architecture import architecture
 from kd.build import build, build_losses, quantization_settings
-from kd.check import check_values, contradictions, quantization_contradictions
+from kd.check import check_values
 from kd.command_line import compose, conf_dir, options
+from kd.contradictions import contradictions, quantization_contradictions
 from kd.errors import UserError
 from kd.models import config_of, parameter_count
 from kd.quantization import layers_to_quantize

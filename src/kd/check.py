@@ -13,16 +13,13 @@ from kd.architecture import (
     FAMILIES,
     POOLINGS,
     SHAPE,
-    architecture,
     container,
-    family,
     named_architecture,
-    positions,
     shape_fields,
     stored_architecture,
 )
+from kd.contradictions import contradictions
 from kd.errors import UserError, nearest
-from kd.head_check import VECTORS, pooling_contradictions, vector_contradictions
 from kd.labels import KINDS
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
@@ -46,7 +43,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
-MASKED = {"share": 0.15, "compare": "masked"}  # conf/config.yaml's
 OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
 SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
 POSITIVE = (
@@ -125,6 +121,11 @@ def check_lists(cfg: DictConfig) -> None:
         if not is_list and not isinstance(keep, str):
             raise UserError(f"student.keep={keep}: give uniform, first, last, or a list such as [1,3,5].")
     for name, term in cfg.method.items():
+        if isinstance(term, DictConfig) and "_target_" not in term:
+            raise UserError(
+                f"method.{name} has settings ({', '.join(map(str, term))}), but method={cfg.method.name} has no such "
+                f"term: add ~method.{name}, or take the method that they are for."
+            )
         layers = term.get("layers", "") if isinstance(term, DictConfig) else ""
         pairs = isinstance(layers, ListConfig) and all(
             isinstance(pair, ListConfig) and len(pair) == 2 and all(isinstance(i, int) for i in pair) for pair in layers
@@ -177,89 +178,6 @@ def check_shape(role: str, cfg: DictConfig, directory: Path) -> None:
             f"{role}.weights={directory}: its config.json has {theirs}; {role}={cfg[role].name} has {ours}. Name the "
             f"{role} that fits, or set {fix}."
         )
-
-
-def contradictions(cfg: DictConfig) -> list[str]:
-    """One line for each pair of settings that cannot both hold, with the fix."""
-    found = []
-    teacher, data = cfg.teacher, cfg.data
-    vectors = data.task == VECTORS  # of which random weights give some, too
-    if teacher.weights == "random" and teacher.fine_tune.when != "always" and teacher.gate and not vectors:
-        found.append(
-            "teacher.weights=random is not fine-tuned, so it cannot pass the gate: add teacher.gate=false to go on "
-            "all the same, or teacher.fine_tune.when=always to train it."
-        )
-    if cfg.student.name == "layers" and cfg.student.architecture.hidden_size != teacher.architecture.hidden_size:
-        found.append(
-            f"student.architecture.hidden_size={cfg.student.architecture.hidden_size}: student=layers is as wide as "
-            f"its teacher ({teacher.architecture.hidden_size}); leave it out, or name another student."
-        )
-    found += pooling_contradictions(cfg) + vector_contradictions(cfg)
-    if data.task != "masked_lm" and dict(data.masked_lm) != MASKED:
-        found.append(
-            f"data.masked_lm is read with data.task=masked_lm, not with data.task={data.task or 'null'}: leave it out."
-        )
-    own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
-    if not own and data.name != "demo":
-        found.append(
-            f"Teacher and student both start from random weights, so neither brings a tokenizer, and data={data.name} "
-            "has none: take one of them pretrained, or data=demo."
-        )
-    for part in (length_contradictions, shape_contradictions, vocabulary_contradictions, quantization_contradictions):
-        found += part(cfg)
-    if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
-        found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
-    return found
-
-
-def shape_contradictions(cfg: DictConfig) -> list[str]:
-    found = []
-    for role in ("teacher",) if cfg.student.name == "layers" else ("teacher", "student"):
-        shape = architecture(cfg, role)
-        if shape["hidden_size"] % shape["num_attention_heads"]:
-            found.append(
-                f"The {role}'s num_attention_heads={shape['num_attention_heads']} does not divide its hidden_size="
-                f"{shape['hidden_size']}: change one of them."
-            )
-    return found
-
-
-def length_contradictions(cfg: DictConfig) -> list[str]:
-    """More tokens than a model has positions; of student=layers, which has its teacher's, said once."""
-    own, found = cfg.teacher.max_length is not None, []
-    for role, key in (("teacher", "teacher" if own else "data"), ("student", "data")):
-        length, there = cfg[key].max_length, positions(architecture(cfg, role))
-        if length > there and (own or role == "teacher" or cfg.student.name != "layers"):
-            found.append(
-                f"{key}.max_length={length} is more than the {there} positions of {role}={cfg[role].name}: "
-                f"set {key}.max_length={there} or less."
-            )
-    return found
-
-
-def vocabulary_contradictions(cfg: DictConfig) -> list[str]:
-    """A model that starts random reads with the other's tokenizer; data=demo brings one that fits all."""
-    if cfg.student.name == "layers" or cfg.data.name == "demo":
-        return []
-    sizes = {role: architecture(cfg, role)["vocab_size"] for role in ("teacher", "student")}
-    where = {"teacher": "teacher.architecture", "student": "student.overrides"}
-    return [
-        f"{role}.weights=random: it reads with the tokenizer of the {other}, which has {sizes[other]} entries, and has "
-        f"embeddings for {sizes[role]} only: set {where[role]}.vocab_size={sizes[other]}."
-        for role, other in (("teacher", "student"), ("student", "teacher"))
-        if cfg[role].weights == "random" and cfg[other].weights != "random" and sizes[role] < sizes[other]
-    ]
-
-
-def quantization_contradictions(cfg: DictConfig) -> list[str]:
-    group, shape = cfg.quant.get("group_size"), architecture(cfg, "student")
-    own = family(shape["model_type"])
-    return [
-        f"quant.group_size={group} does not divide {key}={shape[key]}, the width of the student's "
-        f"{own.linear[key]}: set it to a divisor."
-        for key in own.linear
-        if group and shape[key] % group
-    ]
 
 
 def wanted(cfg: DictConfig) -> list[Wanted]:

@@ -20,8 +20,8 @@ from kd.architecture import (
     shape_fields,
     without_overrides,
 )
+from kd.contradictions import VECTORS
 from kd.errors import UserError, nearest
-from kd.head_check import VECTORS
 
 STARTING = ("initializer_range", "initializer_cutoff_factor", "sinusoidal_pos_embds")  # they say how weights start
 SPECIAL = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep"))  # the tokenizer's
