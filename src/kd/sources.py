@@ -58,30 +58,35 @@ def stored(
     splits = {}
     for split, paths in files.items():
         rows = Dataset.from_parquet([str(path) for path in paths], cache_dir=str(Path(cache).expanduser() / "text"))
-        absent = sorted({*renamed} - set(rows.column_names))
-        if absent:
-            raise UserError(
-                f"{directory}: the {split} files have no column {', '.join(absent)}, only "
-                f"{', '.join(rows.column_names)}: set data.source.hub_columns."
-            )
-        before = {new: old for old, new in renamed.items()}  # other columns may have the new names
-        texts = "tokens" if "tokens" in before else "text"
-        wanted_columns = [before.get(new, new) for new in ((texts, "label") if label_names else (texts,))]
-        rows = rows.select_columns([column for column in wanted_columns if column in rows.column_names])
-        rows = rows.rename_columns({old: new for old, new in renamed.items() if old != new})
+        rows = with_columns(rows, renamed, bool(label_names), f"{directory}: the {split} files")
         if not label_names or labelled(rows, split, len(label_names), directory):
             splits[split] = multi_hot(rows, len(label_names))
     if "validation" not in splits and validation_share:
         splits["train"], splits["validation"] = split_off(splits["train"], validation_share, split_seed)
     hashes = {split: [file_hash(path) for path in paths] for split, paths in files.items()}
     share = [validation_share, split_seed] if validation_share else None
-    more = (
-        {"validation_rows": validation_rows} | ({"seed": split_seed} if split_seed else {}) if validation_rows else {}
-    )
+    more: dict[str, int] = {"validation_rows": validation_rows} if validation_rows else {}
+    if validation_rows and split_seed:
+        more["split_seed"] = split_seed
     key = content_key(files=hashes, columns=renamed, labels=list(label_names), share=share, **more)
     if validation_rows and validation_rows < len(splits["validation"]):
         splits["validation"] = splits["validation"].shuffle(seed=split_seed).select(range(validation_rows))
     return TextData(name, splits, list(label_names), key)
+
+
+def with_columns(rows: Any, renamed: Mapping[str, str], label: bool, where: str) -> Any:
+    """The text (or its words) and, if ``label``, the label, under these names. Raises UserError for absent columns."""
+    absent = sorted({*renamed} - set(rows.column_names))
+    if absent:
+        raise UserError(
+            f"{where} have no column {', '.join(absent)}, only {', '.join(rows.column_names)}: set "
+            "data.source.hub_columns."
+        )
+    before = {new: old for old, new in renamed.items()}  # other columns may have the new names
+    texts = "tokens" if "tokens" in before else "text"
+    wanted = [before.get(new, new) for new in ((texts, "label") if label else (texts,))]
+    rows = rows.select_columns([column for column in wanted if column in rows.column_names])
+    return rows.rename_columns({old: new for old, new in renamed.items() if old != new})
 
 
 def labelled(rows: Any, split: str, classes: int, directory: Path) -> bool:
