@@ -182,7 +182,10 @@ def sentence(report: dict[str, Any]) -> str:
 def scores(report: dict[str, Any]) -> str:
     """What the columns of the table are about."""
     better = "higher" if report["higher_is_better"] else "lower"
-    return f"Validation and test: {report['select']}, {better} is better; retention and agreement are the teacher's."
+    return (
+        f"Validation and test: {report['select']}, {better} is better. Retention: of the teacher's score. Agreement: with "
+        "the teacher's answers."
+    )
 
 
 def loading(report: dict[str, Any], name: str) -> str:
@@ -210,7 +213,7 @@ def model_card(report: dict[str, Any], name: str) -> str:
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {report['head']['pipeline']}\n"
         "tags: [knowledge-distillation, kd]\n---\n\n"
-        f"# {report['title']}\n\nA {names['student']} student of {names['teacher']}, trained on {names['data']} by "
+        f"# {report['title']}\n\nA student ({names['student']}) of {names['teacher']}, trained on {names['data']} by "
         f"{names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
         f"{loading(report, name)}\n\n{report['note']}{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n"
         "The licences of the data and of the teacher's weights apply.\n"
