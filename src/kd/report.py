@@ -183,8 +183,8 @@ def scores(report: dict[str, Any]) -> str:
     """What the columns of the table are about."""
     better = "higher" if report["higher_is_better"] else "lower"
     return (
-        f"Validation and test: {report['select']}, {better} is better. Retention: of the teacher's score. Agreement: with "
-        "the teacher's answers."
+        f"Validation and test: {report['select']}, {better} is better. Retention: of the teacher's score. Agreement: "
+        "with the teacher's answers."
     )
 
 
