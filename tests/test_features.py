@@ -351,7 +351,7 @@ def test_a_run_on_pairs_reports_spearman_of_every_model(tmp_path: Path) -> None:
     """A student of a teacher with random weights, from the command line to the artefacts."""
     draw = random.Random(0)
     rows = [(demo.review(draw), demo.review(draw)) for _ in range(120)]
-    lines = ["text\ttext_pair\tlabel", *(f"{a}\t{b}\t{'same' if p == q else 'other'}" for (a, p), (b, q) in rows)]
+    lines = ["text\ttext_pair\tlabel", *(f"{a}\t{b}\t{1.0 if p == q else 0.0}" for (a, p), (b, q) in rows)]
     (tmp_path / "pairs.tsv").write_text("\n".join(lines))
     task = FeatureExtraction()
     random_model(architecture(2, 48), task).save_pretrained(tmp_path / "teacher")
