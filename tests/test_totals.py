@@ -183,7 +183,7 @@ ON_DISK: dict[str, tuple[dict[str, str], Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lines"),
-    [("wnut17", []), ("wikipedia", ["data.task.compare=masked"]), ("wikipedia", ["data.task.compare=all"])],
+    [("wnut17", []), ("wikipedia", ["data.masked_lm.compare=all"])],  # all: other places than have labels
 )
 def test_two_ranks_are_one_rank_with_the_double_batch(name: str, lines: list[str], tmp_path: Path) -> None:
     """Of 90 rows the last batch has 10; how many words, or masks, each rank has is never the same."""
