@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python 3.11: make demo, make test.
 PYTHON ?= python3.11
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # two processes with a thread each: torch's threads would be in their way
 
 .PHONY: demo test quick slow check format clean
 
@@ -11,10 +12,10 @@ test: quick slow
 
 quick: .venv/dev
 	$(MAKE) check
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 slow: .venv/dev
-	$(BIN)/pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
