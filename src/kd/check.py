@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
+    "method.contrastive.same_label": ("exclude", "keep"),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
@@ -51,12 +52,13 @@ POSITIVE = (
     "student.num_layers",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
-    "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
+    "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "method.contrastive.temperature",
+    "quant.group_size",
     *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
 )  # fmt: skip
 FRACTIONS = (
     "data.masked_lm.share", "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",
-    "report.measure_seconds", "method.soft.temperature",
+    "report.measure_seconds", "method.soft.temperature", "method.contrastive.temperature",
 )  # fmt: skip
 
 

@@ -16,6 +16,19 @@ def full(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product of at least float32, which autocast would round to bfloat16."""
+    with torch.autocast(left.device.type, enabled=False):
+        return full(left) @ full(right)
+
+
+def directions(vectors: Tensor, least: Tensor | float = 0.0) -> Tensor:
+    """Vectors ``[..., H]`` over their lengths; 0, without a gradient, where the squared length is ``least`` or less."""
+    squares = vectors.pow(2).sum(-1, keepdim=True)
+    none = squares <= least
+    return (vectors / squares.masked_fill(none, 1.0).sqrt()).masked_fill(none, 0.0)
+
+
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² KL(softmax(teacher/T) || softmax(student/T)) over the last axis (Hinton et al. 2015, section 2).
 

@@ -37,6 +37,7 @@ class Task:
     softens = True  # a temperature means something to ``divergence``
     higher_is_better = True  # of ``select``
     labelled = True  # the data bring labels
+    labels_are_kinds = False  # rows are of one kind, or not: their labels are equal or not
     learns = True  # there is a label loss; else a teacher is taken as it is
     scored_against_teacher = False  # what metrics get as labels are the teacher's logits
     same_tokens = False  # teacher and student must read the same tokens, also to compare their logits

@@ -23,6 +23,7 @@ from kd.tasks.base import Decision, Task, count_of
 class Classification(Task):
     select = "accuracy"
     problem_type = "single_label_classification"
+    labels_are_kinds = True
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of logits ``[B, C]`` with labels ``[B]``: sum over rows, and B."""

@@ -60,6 +60,7 @@ class Multilabel(Task):
 
     select = "micro_f1"
     problem_type = "multi_label_classification"
+    labels_are_kinds = True
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy, the mean over labels: sum over rows, and B."""

@@ -33,6 +33,7 @@ class Ordinal(Task):
 
     select = "kappa"
     problem_type = "multi_label_classification"  # what a head of independent sigmoids is to transformers
+    labels_are_kinds = True
 
     @property
     def outputs(self) -> list[str]:
