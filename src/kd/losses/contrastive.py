@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.errors import UserError
-from kd.losses.base import Batch, Loss, Signals, count_of, projection
+from kd.losses.base import Batch, Loss, Signals, count_of, layers_of, projection
 from kd.losses.functional import directions, full, product
 from kd.tasks.base import Task
 
@@ -80,12 +80,12 @@ class ContrastiveLoss(Loss):
         self.student_signals, self.teacher_signals = (f"cls/{last[0]}",), (f"cls/{last[1]}",)
         self.projection = projection(student_config.hidden_size, teacher_config.hidden_size, self.project)
         self.excludes = self.same_label == "exclude" and task.labels_are_kinds
-        state = "s" if student_config.hidden_size == teacher_config.hidden_size else "W s"
+        state = "W student" if list(self.projection.parameters()) else "student"
         self.formula = (
-            f"-log softmax_j(cos({state}, t_j)/T) at the row's own t, T = {self.temperature:g}, [CLS] of layers "
-            f"({last[0]},{last[1]}), j over the rows of all ranks"
-            + (" but others of its label" if self.excludes else "")
-            + (f", averaged with that of cos(t, {state}_j), j over the rank's own" if self.symmetric else "")
+            f"-log softmax_j(cos({state}, teacher_j) / T) at the row's own teacher_j, T = {self.temperature:g}, of "
+            f"[CLS] states of {layers_of([last])}, j over the rows of all ranks"
+            + (" but those of the same label" if self.excludes else "")
+            + (f", averaged with that of cos(teacher, {state}_j), j over the rank's own rows" if self.symmetric else "")
         )
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:

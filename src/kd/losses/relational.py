@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.base import Batch, Loss, Signals, count_of
+from kd.losses.base import Batch, Loss, Signals, count_of, layers_of
 from kd.losses.functional import directions, full, product
 from kd.tasks.base import Task
 
@@ -55,7 +55,7 @@ class RelationalLoss(Loss):
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         last = student_config.num_hidden_layers, teacher_config.num_hidden_layers
         self.student_signals, self.teacher_signals = (f"cls/{last[0]}",), (f"cls/{last[1]}",)
-        self.formula = f"{self.describes} of the rank's batch, [CLS] of layers ({last[0]},{last[1]})"
+        self.formula = f"{self.describes} of the rank's batch, of [CLS] states of {layers_of([last])}"
 
     def of_batch(self, student: Tensor, teacher: Tensor) -> Tensor:
         raise NotImplementedError
@@ -68,7 +68,7 @@ class RelationalLoss(Loss):
 class RelationalDistanceLoss(RelationalLoss):
     """RKD-D: the Huber loss (delta 1) of distances over their mean, averaged over all B^2 pairs."""
 
-    describes = "huber(d(s)/mean d(s) - d(t)/mean d(t)), d = distance of two rows, mean over all B^2 pairs"
+    describes = "huber(d(student) - d(teacher)), d = distance of two rows / their mean, mean over all B^2 pairs"
 
     def of_batch(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.huber_loss(relative_distances(student), relative_distances(teacher))
@@ -77,7 +77,7 @@ class RelationalDistanceLoss(RelationalLoss):
 class RelationalAngleLoss(RelationalLoss):
     """RKD-A: the Huber loss (delta 1) of the cosines of angles, averaged over all B^3 triples."""
 
-    describes = "huber(cos(s) - cos(t)), cos = cosine of the angle of three rows, mean over all B^3 triples"
+    describes = "huber(c(student) - c(teacher)), c = cosine of the angle of three rows, mean over all B^3 triples"
 
     def of_batch(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.huber_loss(cosines_of_angles(student), cosines_of_angles(teacher))
@@ -86,7 +86,9 @@ class RelationalAngleLoss(RelationalLoss):
 class SimilarityLoss(RelationalLoss):
     """Similarity-preserving: the squared difference of similarities, averaged over all B^2 pairs."""
 
-    describes = "(G(s) - G(t))^2, G = inner products of rows, each row of G over its length, mean over all B^2 pairs"
+    describes = (
+        "(G(student) - G(teacher))^2, G = inner products of two rows, G's rows of length 1, mean over all B^2 pairs"
+    )
 
     def of_batch(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(similarities(student), similarities(teacher))
