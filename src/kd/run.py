@@ -172,5 +172,5 @@ def say(
     print(f"Loss ({cfg.method.name}), learning rate {cfg.optimizer.lr:g}:")
     for name, loss in losses.items():
         print(f"  {name}: {loss.described()}")
-    if not task.softens and any(hasattr(loss, "temperature") for loss in losses.values()):
+    if not task.softens and any(loss.unit == "logits" and hasattr(loss, "temperature") for loss in losses.values()):
         print("A temperature means nothing for this task: its outputs are no probabilities.")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.losses.base import Batch, Loss, Signals, count_of, layers_of, projection
-from kd.losses.functional import directions, full, product
+from kd.losses.functional import directions, full
 from kd.tasks.base import Task
 
 SAME_LABEL = ("exclude", "keep")
@@ -25,7 +25,7 @@ def info_nce(student: Tensor, teacher: Tensor, own: Tensor, left_out: Tensor | N
     Student ``[B, H]``, teacher ``[N, H]``, own ``[B]``: which of the N belongs to each. ``left_out`` ``[B, N]`` are no
     negatives of the row; its own vector stays.
     """
-    cosines = product(directions(full(student)), directions(full(teacher)).T) / temperature
+    cosines = directions(full(student)) @ directions(full(teacher)).T / temperature
     if left_out is not None:
         cosines = cosines.masked_fill(left_out.scatter(1, own[:, None], False), -torch.inf)
     return F.cross_entropy(cosines, own, reduction="none")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.losses.base import Batch, Loss, Signals, count_of, layers_of
-from kd.losses.functional import directions, full, product
+from kd.losses.functional import directions, full
 from kd.tasks.base import Task
 
 ROUNDING = 1e-6  # of the largest distance: states that are nearer are equal but for rounding
@@ -39,12 +39,12 @@ def cosines_of_angles(states: Tensor) -> Tensor:
     apart = states[None] - states[:, None]
     none = (ROUNDING**2) * apart.detach().pow(2).sum(-1).max()
     lines = directions(apart, none)
-    return product(lines, lines.transpose(1, 2))
+    return lines @ lines.transpose(1, 2)
 
 
 def similarities(states: Tensor) -> Tensor:
     """Inner products of states ``[B, H]``, each row of them with length 1: ``[B, B]``."""
-    return directions(product(full(states), full(states).T))
+    return directions(full(states) @ full(states).T)
 
 
 class RelationalLoss(Loss):
