@@ -1,8 +1,7 @@
-"""Losses of a batch: relations of its rows (V7) and contrast (V8); over ranks, what each is documented to be."""
+"""Losses of a batch: relations of its rows (V7) and contrast (V8)."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from ranks import on_two_ranks
 from torch import Tensor
 
 from kd.errors import UserError
@@ -168,46 +166,3 @@ def test_contrastive_projects_and_refuses() -> None:
         ContrastiveLoss(1.0, 0.07, same_label="drop")
     with pytest.raises(UserError, match="temperature=0 must be above 0"):
         ContrastiveLoss(1.0, 0)
-
-
-SHARES = [slice(0, 3), slice(3, 8)]  # of eight rows, for two ranks
-OVER_RANKS: dict[str, Loss] = {
-    "contrastive": ContrastiveLoss(1.0, 0.5), "symmetric": ContrastiveLoss(1.0, 0.5, symmetric=True),
-    "distance": RelationalDistanceLoss(1.0), "angle": RelationalAngleLoss(1.0), "similarity": SimilarityLoss(1.0),
-}  # fmt: skip
-
-
-def sum_and_gradient(loss: Loss, share: slice) -> tuple[Tensor, Tensor]:
-    """Of those of eight rows: the sum, and its gradient at the student's."""
-    student = rows(8, 4, 0)[share].requires_grad_()
-    batch = {"labels": torch.tensor([0, 1, 2, 0, 1, 1, 2, 2])[share]}
-    value, _ = set_up(loss, 4, 4)({"cls/2": student}, {"cls/4": rows(8, 4, 1)[share]}, batch)
-    return value.detach(), torch.autograd.grad(value, student)[0]
-
-
-def of_rank(rank: int) -> dict[str, tuple[Tensor, Tensor]]:
-    return {name: sum_and_gradient(loss, SHARES[rank]) for name, loss in OVER_RANKS.items()}
-
-
-@pytest.mark.slow
-def test_over_two_ranks(tmp_path: Path) -> None:
-    """Unequal numbers of rows. The contrast of student to teacher is that of one rank with all rows; the relations
-    are those of each rank's own rows; the symmetric contrast is one way of each.
-    """
-    first, second = on_two_ranks(of_rank, tmp_path)
-    for name, loss in OVER_RANKS.items():
-        found = first[name][0] + second[name][0], torch.cat([first[name][1], second[name][1]])
-        whole = sum_and_gradient(loss, slice(0, 8))
-        parts = [sum_and_gradient(loss, share) for share in SHARES]
-        apart = parts[0][0] + parts[1][0], torch.cat([parts[0][1], parts[1][1]])
-        assert not torch.allclose(whole[0], apart[0], rtol=1e-3)
-        if name == "symmetric":
-            student, teacher, labels = rows(8, 4, 0), rows(8, 4, 1), torch.tensor([0, 1, 2, 0, 1, 1, 2, 2])
-            turned = sum(
-                batch_value(set_up(OVER_RANKS["contrastive"], 4, 4), teacher[s], student[s], labels[s]) * len(labels[s])
-                for s in SHARES
-            )
-            expected = (sum_and_gradient(OVER_RANKS["contrastive"], slice(0, 8))[0] + turned) / 2
-            torch.testing.assert_close(found[0], expected)
-        else:
-            torch.testing.assert_close(found, whole if name == "contrastive" else apart)

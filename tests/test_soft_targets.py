@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from ranks import on_two_ranks
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -250,33 +248,3 @@ def test_pkd_as_its_published_code_reduces_it() -> None:
         patient.setup(config(3), config(3), TASK)
         value, count = patient(*states, {})
         assert float(value / count) == pytest.approx(expected, abs=1e-6)
-
-
-SHARES = [slice(0, 3), slice(3, 8)]
-OVER_RANKS: dict[str, Loss] = {
-    "reverse_kl": ReverseKLLoss(1.0, 2.0), "inter": InterClassLoss(1.0, 2.0), "intra": IntraClassLoss(1.0, 2.0),
-    "flsw": DynamicTemperatureLoss(1.0, 4.0, "flsw"), "cwsm": DynamicTemperatureLoss(1.0, 4.0, "cwsm"),
-}  # fmt: skip
-
-
-def sum_and_gradient(loss: Loss, share: slice) -> tuple[Tensor, Tensor]:
-    student = rows(8, 3, 0)[share].requires_grad_()
-    value, _ = set_up(loss)({"logits": student}, {"logits": rows(8, 3, 1)[share]}, {})
-    return value.detach(), torch.autograd.grad(value, student)[0]
-
-
-def of_rank(rank: int) -> dict[str, tuple[Tensor, Tensor]]:
-    return {name: sum_and_gradient(loss, SHARES[rank]) for name, loss in OVER_RANKS.items()}
-
-
-@pytest.mark.slow
-def test_over_two_ranks(tmp_path: Path) -> None:
-    """Losses of rows are those of one rank with all rows; of the batch, those of each rank's own rows."""
-    first, second = on_two_ranks(of_rank, tmp_path)
-    for name, loss in OVER_RANKS.items():
-        found = first[name][0] + second[name][0], torch.cat([first[name][1], second[name][1]])
-        whole = sum_and_gradient(loss, slice(0, 8))
-        parts = [sum_and_gradient(loss, share) for share in SHARES]
-        apart = parts[0][0] + parts[1][0], torch.cat([parts[0][1], parts[1][1]])
-        torch.testing.assert_close(found, apart)
-        assert torch.allclose(apart[0], whole[0]) == (name in ("reverse_kl", "inter"))
