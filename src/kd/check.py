@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
+    "method.balance": ("gradnorm",),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
@@ -105,6 +106,8 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError("optimizer.lr=null: give a learning rate.")
     if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
         raise UserError(f"method={cfg.method.name} has no loss term left: there is nothing to train with.")
+    if cfg.method.balance is not None and sum(isinstance(node, DictConfig) for node in cfg.method.values()) == 1:
+        raise UserError(f"method.balance={cfg.method.balance}: method={cfg.method.name} has one term. Leave it out.")
     for key, low, high in (
         ("schedule.warmup", 0, 1), ("data.masked_lm.share", 0, 1), ("data.validation_share", 0, 1),
         ("data.source.noise", 0, 0.5),

@@ -93,7 +93,7 @@ def projection(student_width: int, teacher_width: int, project: bool) -> nn.Modu
 
 def layers_of(pairs: Sequence[tuple[int, int]]) -> str:
     """For ``formula``: which student layer is compared with which of the teacher's."""
-    return "layers " + ", ".join(f"{student}~{teacher}" for student, teacher in pairs)
+    return "layers student~teacher " + ", ".join(f"{student}~{teacher}" for student, teacher in pairs)
 
 
 def count_of(tensor: Tensor) -> Tensor:
