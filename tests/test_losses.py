@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.losses import HardLabelLoss, HiddenLoss, PatientLoss, SoftTargetLoss
-from kd.losses.functional import masked_squared_error, patient_distance, softened_kl
+from kd.losses.functional import kl, masked_squared_error, patient_distance
 from kd.tasks import Classification
 
 STUDENT = [[1, 2, 0.5], [0.2, -0.3, 1.5]]
@@ -25,6 +25,12 @@ def config(layers: int, width: int) -> Any:
 
 def logits(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.tensor(STUDENT, dtype=dtype), torch.tensor(TEACHER, dtype=dtype)
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    task = Classification(["a", "b", "c"])
+    log_q, log_p = (task.log_probabilities(one, temperature) for one in (student, teacher))
+    return temperature**2 * kl(log_p, log_q)[:, 0]
 
 
 @pytest.mark.parametrize(("dtype", "within"), DTYPES)

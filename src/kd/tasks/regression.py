@@ -43,7 +43,6 @@ class Regression(Task):
     """
 
     select = "pearson"
-    softens = False
     problem_type = "regression"
     label_formula = "(student - target)^2 / variance of the targets"
     divergence_formula = "(student - teacher)^2 / variance of the targets"
