@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
+    **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
@@ -43,7 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
-OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
+OR_A_LIST = ("student.keep", *(f"method.{term}.layers" for term in ("patient", "hidden", "attention", "relations")))
 SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
@@ -52,6 +53,7 @@ POSITIVE = (
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
+    "method.relations.relation_heads",
     *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
 )  # fmt: skip
 FRACTIONS = (
