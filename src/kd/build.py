@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd import models, quantization
 from kd.architecture import architecture, container
@@ -18,6 +18,7 @@ from kd.fit import FitSettings
 from kd.labels.fit import check_fit
 from kd.losses import Loss
 from kd.overrides import check_model
+from kd.schedules import KEYS, schedules_of
 from kd.sources import TextData
 from kd.tasks import NAMES, Task
 
@@ -121,9 +122,10 @@ def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     losses = {}
     for name, node in cfg.method.items():
         if isinstance(node, DictConfig):
-            losses[str(name)] = loss = build(node)
+            losses[str(name)] = loss = build(OmegaConf.masked_copy(node, [str(key) for key in node if key not in KEYS]))
             try:
                 loss.setup(student, teacher, task)
+                loss.follow(schedules_of(f"method.{name}", container(node)))
             except UserError as error:
                 raise UserError(f"method.{name}: {error}") from error
     if all(cfg[role].weights == "pretrained" for role in ("teacher", "student")) and (

@@ -23,6 +23,7 @@ from kd.errors import UserError, nearest
 from kd.labels import KINDS
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
+from kd.schedules import schedules_of
 from kd.store import Wanted, complete, require
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -50,7 +51,7 @@ POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
     "data.masked_lm.share", "data.source.validation_rows", "data.validation_share", "teacher.max_length",
     "student.num_layers",
-    "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
+    "teacher.fine_tune.epochs", "teacher.fine_tune.limit", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
     "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
     "method.relations.relation_heads",
@@ -128,6 +129,8 @@ def check_lists(cfg: DictConfig) -> None:
                 f"method.{name} has settings ({', '.join(map(str, term))}), but method={cfg.method.name} has no such "
                 f"term: add ~method.{name}, or take the method that they are for."
             )
+        if isinstance(term, DictConfig):
+            schedules_of(f"method.{name}", container(term))
         layers = term.get("layers", "") if isinstance(term, DictConfig) else ""
         pairs = isinstance(layers, ListConfig) and all(
             isinstance(pair, ListConfig) and len(pair) == 2 and all(isinstance(i, int) for i in pair) for pair in layers

@@ -78,6 +78,7 @@ class DistillationModule(L.LightningModule):
         total = torch.zeros((), device=self.device)
         found = {}
         for name, loss in self.terms.items():
+            loss.at(self.trainer.global_step / self.steps)
             found[name] = loss(student, teacher, batch)
             total = total + loss.weight * found[name][0] / batch["totals"][loss.unit]
         self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
@@ -102,6 +103,7 @@ class DistillationModule(L.LightningModule):
             torch.distributed.all_reduce(sums)
         means = dict(zip(found, sums[:, 0] / sums[:, 1].clamp(min=1), strict=True))
         self.log_dict({f"train/loss/{name}": mean for name, mean in means.items()})
+        self.log_dict({f"train/weight/{name}": loss.weight for name, loss in self.terms.items() if loss.schedules})
         self.log("train/loss", torch.stack([self.terms[name].weight * mean for name, mean in means.items()]).sum())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

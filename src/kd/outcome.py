@@ -78,6 +78,7 @@ def finish_report(
         "note": f"{note}\n\n" if (note := task.note(entries[1].decision)) else "",
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
         "quantization": str(callback.summary) if callback else "none",
+        "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
         "about": {
             "kd": kd.__version__,
             "torch": torch.__version__,

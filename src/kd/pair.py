@@ -94,7 +94,7 @@ def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
     tune = cfg.teacher.fine_tune
     return TextDataModule(
         data, {"student": pair.tokenizers["teacher"]}, cache, tune.batch_size, max_lengths(cfg)["teacher"],
-        cfg.data.limit, cfg.data.num_workers, tune.seed, task.units, cfg.data.truncation == "cut",
+        tune.limit or cfg.data.limit, cfg.data.num_workers, tune.seed, task.units, cfg.data.truncation == "cut",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kd import loggers, models, quantization, report
+from kd import loggers, models, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
 from kd.callbacks import QuantizationCallback
@@ -65,7 +65,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
     device = scoring_device(settings)
-    report.score(entries, rows, task, device)
+    score_teacher(entries, rows, task, device, cache)
     knows = check_score(
         entries[0],
         report.reference(entries, rows, "validation", task),
@@ -114,6 +114,18 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
     return rows
 
 
+def score_teacher(
+    entries: list[report.Entry], rows: TextDataModule, task: Task, device: torch.device, cache: Path
+) -> None:
+    """Scores the one entry there is, with the answers that an earlier run kept."""
+    key = teacher_scores.scores_key(entries[0].model, rows, task, device)
+    entries[0].logits |= teacher_scores.read(cache, key)
+    known = len(entries[0].logits)
+    report.score(entries, rows, task, device)
+    if known == 0 and local_rank() == 0:
+        teacher_scores.keep(cache, key, entries[0].logits)
+
+
 def scoring_device(settings: FitSettings) -> torch.device:
     accelerator = settings.trainer["accelerator"]
     if accelerator in ("cpu", "mps"):
@@ -145,8 +157,7 @@ def say(
     task: Task,
     cfg: DictConfig,
 ) -> None:
-    """What is about to be trained, in three lines."""
-    terms = " + ".join(f"{loss.weight:g} {name}" for name, loss in losses.items())
+    """What is about to be trained, and by which formula."""
     config = student.config
     print(
         f"Teacher: {cfg.teacher.name}, {teacher.parameters / 1e6:.1f} M parameters, validation {task.select} "
@@ -158,6 +169,8 @@ def say(
     )
     if models.parameter_count(student) > teacher.parameters:
         print("The student is larger than its teacher.")
-    print(f"Loss ({cfg.method.name}): {terms}; learning rate {cfg.optimizer.lr:g}")
+    print(f"Loss ({cfg.method.name}), learning rate {cfg.optimizer.lr:g}:")
+    for name, loss in losses.items():
+        print(f"  {name}: {loss.described()}")
     if not task.softens and any(hasattr(loss, "temperature") for loss in losses.values()):
         print("A temperature means nothing for this task: its outputs are no probabilities.")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kd.errors import UserError
+from kd.schedules import Schedule
 from kd.tasks.base import Task
 
 Signals = dict[str, Tensor]
 Batch = dict[str, Any]
+UNITS = {"examples": "rows", "tokens": "tokens", "labels": "labels", "logits": "compared outputs"}  # for people
 
 
 class Loss(nn.Module):
@@ -24,21 +27,40 @@ class Loss(nn.Module):
     * ``"examples"``: rows; also batch-coupled losses, which give their batch value times B, and B.
     * ``"tokens"``: real (unpadded) tokens of the student's encoding.
     * ``"labels"`` and ``"logits"``: what the task has a label for, and where its logits are compared (kd.units).
+
+    ``formula`` is, for people, what the loss of one unit is: every constant, and every sum or mean inside it.
     """
 
     unit: str = "examples"
+    formula: str
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         if not weight > 0:
             raise UserError(f"{type(self).__name__}: weight={weight} must be above 0; leave the term out instead.")
         self.weight = weight
+        self.schedules: dict[str, tuple[float, Schedule]] = {}
         self.student_signals: tuple[str, ...] = ()
         self.teacher_signals: tuple[str, ...] = ()
 
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
-        """Validates against both models' transformers configs, builds projections, fixes the signals."""
+        """Validates against both models' transformers configs, builds projections, fixes signals and ``formula``."""
         raise NotImplementedError
+
+    def follow(self, schedules: Mapping[str, Schedule]) -> None:
+        """Lets ``weight`` and ``temperature`` change while training."""
+        self.schedules = {name: (getattr(self, name), schedule) for name, schedule in schedules.items()}
+
+    def at(self, share: float) -> None:
+        """Called before each step: ``share`` (0 to 1) of the training is done."""
+        for name, (value, schedule) in self.schedules.items():
+            setattr(self, name, value * schedule.factor(share))
+
+    def described(self) -> str:
+        """The whole term, but for its name: weight, what is averaged, over what, and what changes."""
+        changes = "".join(f"; {name} {schedule}" for name, (_, schedule) in self.schedules.items())
+        weight = self.schedules["weight"][0] if "weight" in self.schedules else self.weight  # not as it has become
+        return f"{weight:g} * mean over {UNITS[self.unit]} of {self.formula}{changes}"
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -60,6 +82,11 @@ def projection(student_width: int, teacher_width: int, project: bool) -> nn.Modu
     linear = nn.Linear(student_width, teacher_width, bias=False)
     nn.init.orthogonal_(linear.weight)
     return linear
+
+
+def layers_of(pairs: Sequence[tuple[int, int]]) -> str:
+    """For ``formula``: which student layer is compared with which of the teacher's."""
+    return "layers " + ", ".join(f"{student}~{teacher}" for student, teacher in pairs)
 
 
 def count_of(tensor: Tensor) -> Tensor:

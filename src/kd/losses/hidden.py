@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kd.layer_map import hidden_pairs
-from kd.losses.base import Batch, Loss, Signals, projection
+from kd.losses.base import Batch, Loss, Signals, layers_of, projection
 from kd.losses.functional import masked_squared_error
 from kd.tasks.base import Task
+
+SQUARED = "(W student - teacher)^2, mean over the teacher's width (W: learned where the widths differ),"
 
 
 class HiddenLoss(Loss):
@@ -34,6 +36,7 @@ class HiddenLoss(Loss):
         self.teacher_signals = tuple(f"hidden/{j}" for _, j in pairs)
         widths = student_config.hidden_size, teacher_config.hidden_size
         self.projections = nn.ModuleList(projection(*widths, self.project) for _ in pairs)
+        self.formula = f"{SQUARED} of hidden states, summed over {layers_of(pairs)}"
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         mask = batch["student"]["attention_mask"]
@@ -54,3 +57,4 @@ class EmbeddingLoss(HiddenLoss):
         self.student_signals = self.teacher_signals = ("embedding",)
         widths = student_config.hidden_size, teacher_config.hidden_size
         self.projections = nn.ModuleList([projection(*widths, self.project)])
+        self.formula = f"{SQUARED} of embeddings"

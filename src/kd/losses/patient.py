@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.layer_map import patient_pairs
-from kd.losses.base import Batch, Loss, Signals, count_of, projection
+from kd.losses.base import Batch, Loss, Signals, count_of, layers_of, projection
 from kd.losses.functional import patient_distance
 from kd.tasks.base import Task
 
@@ -37,6 +37,8 @@ class PatientLoss(Loss):
         self.teacher_signals = tuple(f"cls/{j}" for _, j in pairs)
         widths = student_config.hidden_size, teacher_config.hidden_size
         self.projections = nn.ModuleList(projection(*widths, self.project) for _ in pairs)
+        compared = "|n(W student) - n(teacher)|^2, n(x) = x / |x|" if self.normalize else "|W student - teacher|^2"
+        self.formula = f"{compared}, of [CLS] states, summed over the width and {layers_of(pairs)}"
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         distances = [

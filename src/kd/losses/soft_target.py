@@ -22,6 +22,7 @@ class SoftTargetLoss(Loss):
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         self.task = task
         self.student_signals = self.teacher_signals = ("logits",)
+        self.formula = task.divergence_formula.format(T=f"{self.temperature:g}")
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.task.divergence(student["logits"], teacher["logits"], self.temperature)

@@ -39,6 +39,8 @@ class Task:
     labelled = True  # the data bring labels
     learns = True  # there is a label loss; else a teacher is taken as it is
     scored_against_teacher = False  # what metrics get as labels are the teacher's logits
+    label_formula: str  # what label_loss is for one unit, for people
+    divergence_formula: str  # likewise; {T} stands for the temperature
     same_tokens = False  # teacher and student must read the same tokens, also to compare their logits
 
     def __init__(self, label_names: Sequence[str]) -> None:

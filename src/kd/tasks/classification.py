@@ -23,6 +23,8 @@ from kd.tasks.base import Decision, Task, count_of
 class Classification(Task):
     select = "accuracy"
     problem_type = "single_label_classification"
+    label_formula = "cross-entropy of the label"
+    divergence_formula = "T^2 KL(softmax(teacher / T) || softmax(student / T)), T = {T}, summed over classes"
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of logits ``[B, C]`` with labels ``[B]``: sum over rows, and B."""

@@ -51,6 +51,10 @@ class MaskedLM(Task):
     labelled = False
     unit = "hidden tokens"
     same_tokens = True
+    label_formula = "cross-entropy of the hidden token"
+    divergence_formula = (
+        "T^2 KL(softmax(teacher / T) || softmax(student / T)), T = {T}, summed over tokens of the vocabulary"
+    )
 
     def __init__(self, label_names: Sequence[str] = (), share: float = 0.15, compare: str = "masked") -> None:
         super().__init__([])

@@ -60,6 +60,8 @@ class Multilabel(Task):
 
     select = "micro_f1"
     problem_type = "multi_label_classification"
+    label_formula = "binary cross-entropy, mean over the labels that a row may have"
+    divergence_formula = "T^2 binary KL(sigmoid(teacher / T) || sigmoid(student / T)), T = {T}, mean over labels"
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy, the mean over labels: sum over rows, and B."""

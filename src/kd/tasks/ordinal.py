@@ -34,6 +34,9 @@ class Ordinal(Task):
     select = "kappa"
     problem_type = "multi_label_classification"  # what a head of independent sigmoids is to transformers
 
+    label_formula = "binary cross-entropy of the thresholds that the level reaches, summed, over all thresholds (CORN)"
+    divergence_formula = "T^2 binary KL(sigmoid(teacher / T) || sigmoid(student / T)), T = {T}, mean over thresholds"
+
     @property
     def outputs(self) -> list[str]:
         return [f"above {name}" for name in self.label_names[:-1]]

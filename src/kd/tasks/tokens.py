@@ -86,6 +86,8 @@ class TokenClassification(Task):
     """Labels are ``[N, 2]``: each word's tag, and whether a row begins with it."""
 
     select = "f1"
+    label_formula = "cross-entropy of the tag"
+    divergence_formula = "T^2 KL(softmax(teacher / T) || softmax(student / T)), T = {T}, summed over tags"
     unit = "words"
 
     def auto_class(self) -> Any:
