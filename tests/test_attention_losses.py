@@ -30,7 +30,7 @@ def batch_of(lengths: Sequence[int], longest: int) -> dict[str, Any]:
 
 def set_up(loss: Loss, student: Any, teacher: Any) -> Loss:
     loss.setup(student, teacher, TASK)
-    assert loss.formula
+    assert loss.formula in loss.described()
     return loss
 
 

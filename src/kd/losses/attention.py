@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd.errors import UserError, nearest
 from kd.layer_map import Pairs, attention_pairs
-from kd.losses.base import Batch, Loss, Signals, count_of
+from kd.losses.base import Batch, Loss, Signals, count_of, layers_of
 from kd.losses.functional import attention_kl, attention_squared_error
 from kd.tasks.base import Task
 
@@ -46,10 +46,10 @@ class QueryLoss(Loss):
             return value.sum(), mask.sum().float()
         return (value.sum(-1) / mask.sum(-1).clamp(min=1)).sum(), count_of(value)
 
-    def described(self, pairs: Pairs) -> str:
+    def over(self, pairs: Pairs) -> str:
         """The end of the formula."""
-        over = ", mean over the row's queries" if self.unit == "examples" else ""
-        return f"layers {' '.join(f'({i},{j})' for i, j in pairs)}, sum over layers{over}"
+        queries = ", mean over the row's tokens as queries" if self.unit == "examples" else ""
+        return f"summed over {layers_of(pairs)}{queries}"
 
 
 class AttentionLoss(QueryLoss):
@@ -63,7 +63,7 @@ class AttentionLoss(QueryLoss):
         check_windows(pairs, student_config, teacher_config)
         self.student_signals = tuple(f"attention/{i}" for i, _ in pairs)
         self.teacher_signals = tuple(f"attention/{j}" for _, j in pairs)
-        self.formula = f"{self.formula_of_scores}, mean over heads, {self.described(pairs)}"
+        self.formula = f"{self.formula_of_scores}, mean over heads, {self.over(pairs)}"
 
     def distance(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         """Scores ``[B, A, L, L]`` to ``[B, L]``, 0 for padded queries."""
