@@ -77,10 +77,11 @@ class DistillationModule(L.LightningModule):
         teacher = {} if self.teacher is None else self.teacher(batch["teacher"])
         total = torch.zeros((), device=self.device)
         found = {}
-        for name, loss in self.terms.items():
-            loss.at(self.trainer.global_step / self.steps)
-            found[name] = loss(student, teacher, batch)
-            total = total + loss.weight * found[name][0] / batch["totals"][loss.unit]
+        with torch.autocast(self.device.type, enabled=False):  # losses take what they are given as float32
+            for name, loss in self.terms.items():
+                loss.at(self.trainer.global_step / self.steps)
+                found[name] = loss(student, teacher, batch)
+                total = total + loss.weight * found[name][0] / batch["totals"][loss.unit]
         self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)

@@ -66,6 +66,13 @@ class Loss(nn.Module):
         raise NotImplementedError
 
 
+class Projection(nn.Linear):
+    """In the precision of its weights, whatever the states': losses do not run under autocast."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(states.to(self.weight.dtype))
+
+
 def projection(student_width: int, teacher_width: int, project: bool) -> nn.Module:
     """The student's states in the teacher's width: identity where they agree, else a learned map without bias.
 
@@ -79,7 +86,7 @@ def projection(student_width: int, teacher_width: int, project: bool) -> nn.Modu
             f"project=false, but the student is {student_width} wide and its teacher {teacher_width}: their states "
             "cannot be compared. Take a student as wide as its teacher, or project=true."
         )
-    linear = nn.Linear(student_width, teacher_width, bias=False)
+    linear = Projection(student_width, teacher_width, bias=False)
     nn.init.orthogonal_(linear.weight)
     return linear
 
