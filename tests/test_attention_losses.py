@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd.architecture import architecture
+from kd.build import build_losses, model_configs
+from kd.command_line import compose
 from kd.errors import UserError
-from kd.losses import AttentionKLLoss, AttentionScoreLoss, Loss, RelationLoss
+from kd.losses import AttentionKLLoss, AttentionScoreLoss, Loss, RelationLoss, SharedHiddenLoss
 from kd.tasks import Classification
 
 TASK = Classification(["a", "b"])
@@ -36,7 +39,7 @@ def set_up(loss: Loss, student: Any, teacher: Any) -> Loss:
 
 def mean(loss: Loss, student: dict[str, Tensor], teacher: dict[str, Tensor], batch: dict[str, Any]) -> float:
     value, count = loss(student, teacher, batch)
-    return float(value / count)
+    return float(value.detach() / count)
 
 
 # numpy, one row and one head at a time, on the real tokens alone
@@ -222,3 +225,51 @@ def test_sliding_windows_are_refused_for_scores_and_fine_for_relations() -> None
         AttentionScoreLoss(1.0, [[1, 1], [4, 2]]).setup(student, teacher, TASK)
     set_up(AttentionKLLoss(1.0, [[4, 1]]), student, teacher)
     set_up(RelationLoss(1.0, "last", ["query"], 4), student, teacher)
+
+
+def test_what_a_teachers_layer_attends_to_goes_with_the_layer() -> None:
+    """Layers 7, 15 and 22 of ModernBERT, of which the second has a window."""
+    cfg = compose(["teacher=modernbert_base", "student=layers", "method=attention_kl"])
+    assert architecture(cfg, "student")["num_hidden_layers"] == 3
+    assert model_configs(cfg, TASK)[1].layer_types == ["full_attention", "sliding_attention", "full_attention"]
+    assert build_losses(cfg, TASK)["attention"].student_signals == ("attention/3",)
+    cfg = compose(["teacher=modernbert_base", "student=layers", "method=attention"])
+    with pytest.raises(UserError, match=r"layer 2 of the student .* global layers are 1, 3"):
+        build_losses(cfg, TASK)
+
+
+def test_one_map_serves_embeddings_and_hidden_states() -> None:
+    """Against numpy, over the real tokens of rows of unlike length."""
+    loss = set_up(SharedHiddenLoss(1.0, [[1, 2], [2, 3]]), config(2, 4), config(3, 6)).double()
+    weight, bias = loss.parameters()
+    with torch.no_grad():
+        bias.copy_(torch.arange(6.0))
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        {f"hidden/{k}": torch.randn(4, 6, width, generator=generator, dtype=torch.float64) for k in range(4)}
+        for width in (4, 6)
+    )
+    expected, w = 0.0, weight.detach().numpy()
+    for i, j in ((0, 0), (1, 2), (2, 3)):
+        ours, theirs = student[f"hidden/{i}"].numpy(), teacher[f"hidden/{j}"].numpy()
+        tokens = [
+            np.mean((w @ ours[b, t] + np.arange(6) - theirs[b, t]) ** 2)
+            for b, n in enumerate(LENGTHS) for t in range(n)
+        ]  # fmt: skip
+        expected += float(np.mean(tokens))
+    assert mean(loss, student, teacher, batch_of(LENGTHS, 6)) == pytest.approx(expected, rel=1e-9)
+    assert not list(set_up(SharedHiddenLoss(1.0, "uniform"), config(2, 6), config(3, 6)).parameters())
+
+
+def test_tinybert_has_its_two_stages_in_one_run() -> None:
+    cfg = compose(["teacher=bert_base", "student=layers", "student.num_layers=4", "method=tinybert"])
+    losses = build_losses(cfg, TASK)
+    weights = {}
+    for share in (0.0, 0.7, 0.75, 1.0):
+        for loss in losses.values():
+            loss.at(share)
+        weights[share] = {name: loss.weight for name, loss in losses.items()}
+    first = {"embedding": 1, "hidden": 1, "attention": 1, "soft": 0}
+    then = {name: 1 - weight for name, weight in first.items()}
+    assert weights == {0.0: first, 0.7: first, 0.75: then, 1.0: then}
+    assert losses["attention"].teacher_signals == tuple(f"attention/{k}" for k in (3, 6, 9, 12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd import heads
-from kd.architecture import as_transformers, family, positions, stored_architecture
+from kd.architecture import Family, as_transformers, family, positions, stored_architecture
 from kd.errors import UserError
 from kd.layer_map import kept_layers
 from kd.tasks.base import Task
@@ -164,6 +165,11 @@ def encoder_layers(model: Any) -> nn.ModuleList:
     return layers
 
 
+def kept_fields(config: Any, own: Family, kept: Sequence[int]) -> dict[str, list[Any]]:
+    """Of the teacher's config fields with an entry for each layer, the entries of the layers that are kept."""
+    return {field: [getattr(config, field)[i - 1] for i in kept] for field in own.per_layer}
+
+
 def watch_attention(model: Any, layer: int, kept: dict[str, Any]) -> list[RemovableHandle]:
     """Hooks on a layer, counted from 1, that put into ``kept`` what ``query_key_value`` makes its tensors of."""
     own, watched = family(model.config.model_type), encoder_layers(model)[layer - 1]
@@ -212,8 +218,8 @@ def student_of_layers(teacher: Any, keep: Any, num_layers: int | None) -> Any:
     holder, _, name = own.layers.rpartition(".")
     setattr(student.base_model.get_submodule(holder), name, nn.ModuleList(layers[i - 1] for i in kept))
     student.config.num_hidden_layers = len(kept)
-    for field in own.per_layer:
-        setattr(student.config, field, [getattr(student.config, field)[i - 1] for i in kept])
+    for field, entries in kept_fields(teacher.config, own, kept).items():
+        setattr(student.config, field, entries)
     if own.bare_first and kept[0] > 1:
         bare(layers[kept[0] - 1], *own.bare_first)
     return student.requires_grad_(True).eval()
