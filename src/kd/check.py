@@ -36,15 +36,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
-<<<<<<< HEAD
     "method.balance": ("gradnorm",),
-=======
     "method.cosine.layers": ("last",),
     "method.contrastive.same_label": ("exclude", "keep"),
     "method.soft.kind": ("flsw", "cwsm"),
     "method.soft.reduction": ("sum", "mean"),
     "method.patient.reduction": ("sum", "mean"),
->>>>>>> h3
+    **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
@@ -53,7 +51,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
-OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers", "method.cosine.layers")
+OR_A_LIST = (
+    "student.keep",
+    *(f"method.{term}.layers" for term in ("patient", "hidden", "cosine", "attention", "relations")),
+)
 OF_METHODS = (
     "method.soft.temperature", "method.soft.beta", "method.soft.gamma", "method.inter.temperature",
     "method.intra.temperature", "method.contrastive.temperature",
@@ -66,7 +67,7 @@ POSITIVE = (
     "teacher.fine_tune.limit",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
-    "trainer.num_nodes", "report.measure_seconds", "quant.group_size",
+    "trainer.num_nodes", "report.measure_seconds", "quant.group_size", "method.relations.relation_heads",
     *OF_METHODS,
     *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
 )  # fmt: skip
