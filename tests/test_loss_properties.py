@@ -33,7 +33,11 @@ LABELS: dict[str, Any] = {
 }
 OUTPUTS = {"classification": 3, "multilabel": 3, "ordinal": 3, "regression": 1, "feature_extraction": WIDTH}
 NAMED = {"classification": "abc", "multilabel": "abc", "ordinal": "abcd", "regression": "a", "feature_extraction": ""}
-COUPLED: set[str] = set()  # rows of a batch are compared with each other
+# rows of a batch are compared with each other, or share a temperature
+COUPLED = {
+    "ContrastiveLoss", "DynamicTemperatureLoss", "IntraClassLoss", "RelationalAngleLoss", "RelationalDistanceLoss",
+    "SimilarityLoss",
+}  # fmt: skip
 # where student and teacher agree these have a value of their own, tested with them
 NOT_ZERO = {"HardLabelLoss", "ContrastiveLoss"}
 HELD = {"DynamicTemperatureLoss"}  # a part of these is a constant in the gradient, tested with them

@@ -174,11 +174,7 @@ def say(
     print(f"Loss ({cfg.method.name}), learning rate {cfg.optimizer.lr:g}:")
     for name, loss in losses.items():
         print(f"  {name}: {loss.described()}")
-<<<<<<< HEAD
     if cfg.method.balance is not None:
         print("  These weights are shares of the gradient: method.balance=gradnorm makes them so.")
-    if not task.softens and any(hasattr(loss, "temperature") for loss in losses.values()):
-=======
     if not task.softens and any(loss.unit == "logits" and hasattr(loss, "temperature") for loss in losses.values()):
->>>>>>> h3
         print("A temperature means nothing for this task: its outputs are no probabilities.")
