@@ -33,6 +33,11 @@ LABELS: dict[str, Any] = {
 }
 OUTPUTS = {"classification": 3, "multilabel": 3, "ordinal": 3, "regression": 1, "feature_extraction": WIDTH}
 NAMED = {"classification": "abc", "multilabel": "abc", "ordinal": "abcd", "regression": "a", "feature_extraction": ""}
+# rows of a batch are compared with each other, or share a temperature
+COUPLED = {
+    "ContrastiveLoss", "DynamicTemperatureLoss", "IntraClassLoss", "RelationalAngleLoss", "RelationalDistanceLoss",
+    "SimilarityLoss",
+}  # fmt: skip
 # where student and teacher agree these have a value of their own, tested with them
 NOT_ZERO = {"HardLabelLoss", "ContrastiveLoss"}
 HELD = {"DynamicTemperatureLoss"}  # a part of these is a constant in the gradient, tested with them
@@ -193,6 +198,25 @@ def test_bfloat16_states_give_what_they_give_as_float32(node: DictConfig, task: 
     expected, _ = loss(*({name: t.float() for name, t in each.items()} for each in rounded), batch_of(task))
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def rows_of(tensors: dict[str, Any], rows: slice) -> dict[str, Any]:
+    return {name: value[rows] if isinstance(value, Tensor) else rows_of(value, rows) for name, value in tensors.items()}
+
+
+@every_term
+def test_a_batch_is_the_sum_of_its_parts(node: DictConfig, task: str) -> None:
+    """So two ranks, and accumulated batches, are one: each part is divided by the global count."""
+    loss = made(node, task)
+    student, teacher = both(loss, task)
+    found = [
+        loss(rows_of(student, rows), rows_of(teacher, rows), rows_of(batch_of(task), rows))
+        for rows in (slice(None), slice(0, 3), slice(3, 4))
+    ]
+    (whole, rows), *parts = found
+    assert float(rows) == sum(float(count) for _, count in parts)
+    alike = float(sum(value for value, _ in parts)) == pytest.approx(float(whole), rel=1e-9)
+    assert alike != (node._target_.rpartition(".")[2] in COUPLED)
 
 
 @every_term

@@ -12,10 +12,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kd import models, quantization
-from kd.architecture import architecture, container
+from kd.architecture import architecture, container, family, student_keep, student_overrides
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
 from kd.labels.fit import check_fit
+from kd.layer_map import kept_layers
 from kd.losses import Loss
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
@@ -115,10 +116,22 @@ def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
         raise UserError(f"quant={cfg.quant.name}: {error}.") from error
 
 
+def model_configs(cfg: DictConfig, task: Task) -> tuple[Any, Any]:
+    """The transformers configs of teacher and student. What each of a teacher's layers is goes with the layer."""
+    shapes = {role: architecture(cfg, role) for role in ("teacher", "student")}
+    teacher, student = (models.config_of(shape, task) for shape in shapes.values())
+    if cfg.student.name == "layers":
+        kept = kept_layers(student_keep(cfg), cfg.student.num_layers, shapes["teacher"]["num_hidden_layers"])
+        for field, entries in models.kept_fields(teacher, family(shapes["teacher"]["model_type"]), kept).items():
+            if field not in student_overrides(cfg):
+                setattr(student, field, entries)
+    return teacher, student
+
+
 def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     """The terms of conf/method/, set up on both architectures before anything is loaded."""
     check_model(cfg, task)
-    teacher, student = (models.config_of(architecture(cfg, role), task) for role in ("teacher", "student"))
+    teacher, student = model_configs(cfg, task)
     losses = {}
     for name, node in cfg.method.items():
         if isinstance(node, DictConfig):

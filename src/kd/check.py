@@ -36,11 +36,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.keep": ("uniform", "first", "last"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
+    "method.balance": ("gradnorm",),
     "method.cosine.layers": ("last",),
     "method.contrastive.same_label": ("exclude", "keep"),
     "method.soft.kind": ("flsw", "cwsm"),
     "method.soft.reduction": ("sum", "mean"),
     "method.patient.reduction": ("sum", "mean"),
+    **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
@@ -49,7 +51,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
-OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers", "method.cosine.layers")
+OR_A_LIST = (
+    "student.keep",
+    *(f"method.{term}.layers" for term in ("patient", "hidden", "cosine", "attention", "relations")),
+)
 OF_METHODS = (
     "method.soft.temperature", "method.soft.beta", "method.soft.gamma", "method.inter.temperature",
     "method.intra.temperature", "method.contrastive.temperature",
@@ -62,7 +67,7 @@ POSITIVE = (
     "teacher.fine_tune.limit",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
-    "trainer.num_nodes", "report.measure_seconds", "quant.group_size",
+    "trainer.num_nodes", "report.measure_seconds", "quant.group_size", "method.relations.relation_heads",
     *OF_METHODS,
     *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
 )  # fmt: skip
@@ -115,6 +120,8 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError("optimizer.lr=null: give a learning rate.")
     if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
         raise UserError(f"method={cfg.method.name} has no loss term left: there is nothing to train with.")
+    if cfg.method.balance is not None and sum(isinstance(node, DictConfig) for node in cfg.method.values()) == 1:
+        raise UserError(f"method.balance={cfg.method.balance}: method={cfg.method.name} has one term. Leave it out.")
     for key, low, high in (
         ("schedule.warmup", 0, 1), ("data.masked_lm.share", 0, 1), ("data.validation_share", 0, 1),
         ("data.source.noise", 0, 0.5),

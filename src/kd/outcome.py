@@ -88,7 +88,8 @@ def finish_report(
             "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
             "peak memory": f"{memory / 1e9:.2f} GB",
         }
-        | more,
+        | more
+        | (fitted.module.gradients.described() if fitted.module.gradients else {}),
         "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
     }
     output = Path(cfg.paths.output)

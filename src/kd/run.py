@@ -16,6 +16,7 @@ from kd.callbacks import QuantizationCallback
 from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule
 from kd.fit import FitSettings, Fitted, fit
+from kd.gradients import GradientWatch
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.noise import silence_transformers
@@ -79,6 +80,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation
+    balance = cfg.method.balance == "gradnorm"
     key = content_key(settings=settings_key(cfg), data=rows.key)
     done = steps_done(output, key)
     if cfg.resume is not None:
@@ -86,7 +88,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     fitted = fit(
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
         key, f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil", steps_logged(output)),
-        [callback] if callback else [],
+        [callback] if callback else [], GradientWatch(balance) if balance or cfg.method.diagnose else None,
     )  # fmt: skip
     if not leads_alone(fitted):
         return None
@@ -172,5 +174,7 @@ def say(
     print(f"Loss ({cfg.method.name}), learning rate {cfg.optimizer.lr:g}:")
     for name, loss in losses.items():
         print(f"  {name}: {loss.described()}")
+    if cfg.method.balance is not None:
+        print("  These weights are shares of the gradient: method.balance=gradnorm makes them so.")
     if not task.softens and any(loss.unit == "logits" and hasattr(loss, "temperature") for loss in losses.values()):
         print("A temperature means nothing for this task: its outputs are no probabilities.")

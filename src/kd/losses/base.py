@@ -73,8 +73,8 @@ class Projection(nn.Linear):
         return super().forward(states.to(self.weight.dtype))
 
 
-def projection(student_width: int, teacher_width: int, project: bool) -> nn.Module:
-    """The student's states in the teacher's width: identity where they agree, else a learned map without bias.
+def projection(student_width: int, teacher_width: int, project: bool, bias: bool = False) -> nn.Module:
+    """The student's states in the teacher's width: identity where they agree, else a learned map.
 
     Raises UserError if there would have to be a map and ``project`` forbids it. The map starts with orthonormal
     rows or columns, so that lengths and angles survive at the first step.
@@ -86,14 +86,16 @@ def projection(student_width: int, teacher_width: int, project: bool) -> nn.Modu
             f"project=false, but the student is {student_width} wide and its teacher {teacher_width}: their states "
             "cannot be compared. Take a student as wide as its teacher, or project=true."
         )
-    linear = Projection(student_width, teacher_width, bias=False)
+    linear = Projection(student_width, teacher_width, bias)
     nn.init.orthogonal_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return linear
 
 
 def layers_of(pairs: Sequence[tuple[int, int]]) -> str:
     """For ``formula``: which student layer is compared with which of the teacher's."""
-    return "layers " + ", ".join(f"{student}~{teacher}" for student, teacher in pairs)
+    return "layers student~teacher " + ", ".join(f"{student}~{teacher}" for student, teacher in pairs)
 
 
 def count_of(tensor: Tensor) -> Tensor:

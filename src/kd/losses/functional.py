@@ -83,3 +83,52 @@ def masked_cosine_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Te
 def mean_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error averaged over the last axis, ``[..., H]`` to ``[...]``."""
     return (full(student) - full(teacher)).pow(2).mean(-1)
+
+
+def scaled_products(left: Tensor, right: Tensor) -> Tensor:
+    """left right^T / sqrt(d): ``[..., L, d]`` twice to ``[..., L, L]``, in float32 under autocast too."""
+    with torch.autocast(left.device.type, enabled=False):
+        products = full(left) @ full(right).transpose(-1, -2)
+    return products / float(left.shape[-1] ** 0.5)
+
+
+def relations(states: Tensor, heads: int, mask: Tensor) -> Tensor:
+    """How the tokens relate in one projection: ``[B, A, L, d]`` to scores ``[B, heads, L, L]``, before any softmax.
+
+    Wang et al. 2021 (MiniLMv2), section 3.1: the A heads are put side by side and cut anew into ``heads`` relation
+    heads, whose products are divided by the root of their own width. ``mask`` is ``[B, L]``; padded tokens are set to
+    0 before the products, where they could overflow.
+    """
+    side_by_side = states.transpose(1, 2).flatten(2).masked_fill(mask[..., None] == 0, 0.0)
+    split = side_by_side.view(*mask.shape, heads, -1).transpose(1, 2)
+    return scaled_products(split, split)
+
+
+def attention_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)) over the real keys: scores ``[B, A, L, L]`` to ``[B, L]`` of queries.
+
+    Wang et al. 2020 (MiniLM) equation 1: summed over keys, averaged over the A heads; 0 for padded queries, whose
+    distribution means nothing. ``mask`` is ``[B, L]``.
+    """
+    away = real_pairs(mask).logical_not()
+    # finite: with -inf on both sides the divergence is NaN. Float32, so far below any score
+    log_q = F.log_softmax(full(student).masked_fill(away, -1e9), dim=-1)
+    log_p = F.log_softmax(full(teacher).masked_fill(away, -1e9), dim=-1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean(1)
+
+
+def attention_squared_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Squared error of attention scores ``[B, A, L, L]`` to ``[B, L]`` of queries; 0 for padded queries.
+
+    Jiao et al. 2020 (TinyBERT) equation 7: averaged over the row's real keys and over the A heads. ``mask`` is
+    ``[B, L]``; the pairs that are not of two real tokens are selected away first, so that nothing there overflows.
+    """
+    away = real_pairs(mask).logical_not()
+    error = (full(student).masked_fill(away, 0.0) - full(teacher).masked_fill(away, 0.0)).pow(2)
+    return error.sum(-1).mean(1) / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def real_pairs(mask: Tensor) -> Tensor:
+    """Where query and key are both real: ``[B, L]`` to ``[B, 1, L, L]``."""
+    real = mask != 0
+    return real[:, None, :, None] & real[:, None, None, :]
