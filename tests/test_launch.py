@@ -37,6 +37,8 @@ SLIPS = [
     ("data.limit=0", "must be a number above 0"),
     ("schedule.warmup=6", "from 0 to below 1"),
     ("method.patient.layers=skp", "Did you mean 'skip'?"),
+    ("method=minilmv2 method.relations.layers=lsat", "Did you mean 'last'?"),
+    ("method=minilmv2 method.relations.relation_heads=0", "must be a number above 0"),
     ("method=hard,logti", "Did you mean 'logit'?"),
     ("trainer={max_epoch: 3}", "set its keys singly: trainer.KEY=VALUE"),
     ("seed", "does not compose"),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kd.errors import UserError
-from kd.layer_map import hidden_pairs, kept_layers, patient_pairs, uniform
+from kd.layer_map import attention_pairs, hidden_pairs, kept_layers, patient_pairs, uniform
 
 
 def test_uniform_ends_with_the_last_layer() -> None:
@@ -59,3 +59,11 @@ def test_a_student_of_more_than_twice_the_teachers_depth_wants_named_pairs(pairs
     with pytest.raises(UserError, match="12 layers is too deep .* the teacher's 4: name the pairs"):
         pairs("skip", 12, 4)
     assert pairs([[12, 4]], 12, 4) == [(12, 4)]
+
+
+def test_attention_pairs() -> None:
+    assert attention_pairs("last", 3, 12) == [(3, 12)]
+    assert attention_pairs("uniform", 3, 12) == [(1, 4), (2, 8), (3, 12)]
+    assert attention_pairs([[3, 10]], 3, 12) == [(3, 10)]
+    with pytest.raises(UserError, match="give last, uniform, or pairs"):
+        attention_pairs("skip", 3, 12)

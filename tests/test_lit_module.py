@@ -17,7 +17,17 @@ from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
 from kd.lit_module import FrozenTeacher
-from kd.losses import EmbeddingLoss, HardLabelLoss, HiddenLoss, Loss, PatientLoss, SoftTargetLoss
+from kd.losses import (
+    AttentionKLLoss,
+    AttentionScoreLoss,
+    EmbeddingLoss,
+    HardLabelLoss,
+    HiddenLoss,
+    Loss,
+    PatientLoss,
+    RelationLoss,
+    SoftTargetLoss,
+)
 from kd.models import load_model
 from kd.sources import TextData
 from kd.tasks import Classification
@@ -41,6 +51,8 @@ def every_loss() -> dict[str, Loss]:
     return {
         "hard": HardLabelLoss(0.5), "soft": SoftTargetLoss(0.5, 4.0), "patient": PatientLoss(1.0, "skip"),
         "hidden": HiddenLoss(1.0, "uniform"), "embedding": EmbeddingLoss(1.0),
+        "relations": RelationLoss(1.0, "last", ["query", "key", "value"], 8),
+        "attention": AttentionScoreLoss(1.0, "uniform"), "attention_kl": AttentionKLLoss(1.0, "last", "examples"),
     }  # fmt: skip
 
 

@@ -100,6 +100,19 @@ def test_query_and_key_are_taken_without_disturbing_the_rest() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_scores_stay_float32_under_autocast_and_teach_query_and_key(family: str) -> None:
+    student = model(2, 32, model_type=family)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        signals = Recorder(student, ["query/2", "key/2", "value/2", "attention/2"])(**inputs())
+    assert signals["query/2"].dtype == signals["value/2"].dtype == torch.bfloat16
+    product = signals["query/2"].float() @ signals["key/2"].float().transpose(-1, -2) / 16**0.5
+    assert torch.equal(signals["attention/2"], product)
+    weights = [m.weight for m in layers_of(student)[1].modules() if isinstance(m, torch.nn.Linear)]
+    gradients = torch.autograd.grad(signals["attention/2"].square().mean(), weights, allow_unused=True)
+    assert sum(g is not None and float(g.abs().max()) > 0 for g in gradients) == (1 if family == "modernbert" else 2)
+
+
 @pytest.mark.parametrize("signal", ["hidden/4", "hiden/1", "cls/x", "attention/0", "query/4", "values/1"])
 def test_an_unknown_signal_is_refused(signal: str) -> None:
     with pytest.raises(UserError, match="known are logits, embedding"):

@@ -1,7 +1,7 @@
 """The tensor maths of the losses: plain functions, each with its shapes, its reduction and its source.
 
-B batch, L length, N units, C classes, K outcomes, H hidden width, P pairs of layers. All compute in float32 (float64
-stays) whatever autocast says, because a hidden difference of 300 squared overflows float16.
+B batch, L length, N units, C classes, K outcomes, H hidden width, A heads, P pairs of layers. All compute in float32
+(float64 stays) whatever autocast says, because a hidden difference of 300 squared overflows float16.
 """
 
 from __future__ import annotations
