@@ -32,7 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": tuple(KINDS),
     "data.masked_lm.compare": ("masked", "all"),
     "teacher.fine_tune.when": ("auto", "always", "never"),
-    "student.keep": ("uniform", "first", "last"),
+    "student.keep": ("uniform", "first", "last", "distilbert"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
     "schedule.name": ("linear", "cosine", "constant"),
@@ -115,11 +115,11 @@ def check_values(cfg: DictConfig) -> None:
 
 def check_lists(cfg: DictConfig) -> None:
     """Layers are given as a list of whole numbers, pairs of layers as a list of lists of two."""
-    if "keep" in cfg.student:
-        keep = cfg.student.keep
+    keep = cfg.student.get("keep")
+    if keep is not None:
         is_list = isinstance(keep, ListConfig) and all(isinstance(layer, int) for layer in keep)
         if not is_list and not isinstance(keep, str):
-            raise UserError(f"student.keep={keep}: give uniform, first, last, or a list such as [1,3,5].")
+            raise UserError(f"student.keep={keep}: give uniform, first, last, distilbert, or a list such as [1,3,5].")
     for name, term in cfg.method.items():
         if isinstance(term, DictConfig) and "_target_" not in term:
             raise UserError(
@@ -144,7 +144,9 @@ def check_weights(cfg: DictConfig) -> None:
 
 def check_weights_word(role: str, cfg: DictConfig) -> None:
     node = cfg[role]
-    words = ("teacher",) if node.name == "layers" else ("pretrained", "random")
+    words: tuple[str, ...] = ("pretrained", "random")
+    if role == "student":
+        words = ("teacher",) if node.name == "layers" else (*words, "teacher")
     weights = str(node.weights)
     if weights in words:
         return

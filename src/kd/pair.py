@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kd.architecture import (
     architecture,
     as_conf,
     container,
+    from_teacher,
     pooling,
     shape_fields,
     student_keep,
@@ -24,6 +25,7 @@ from kd.datamodule import TextDataModule
 from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings
+from kd.from_teacher import student_from_teacher
 from kd.losses import Loss
 from kd.sources import TextData
 from kd.store import Wanted, content_key, directory_hash, fetch
@@ -37,6 +39,7 @@ class Pair:
 
     directories: dict[str, Path | None]
     tokenizers: dict[str, Any]
+    made: dict[str, str] = field(default_factory=dict)  # what the student was made of, by what is told
 
 
 def find_pair(cfg: DictConfig, data: TextData) -> Pair:
@@ -154,8 +157,9 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     L.seed_everything(cfg.seed, verbose=False)  # the same start for every method
     task.follow(teacher)
     directory = pair.directories["student"]
-    if cfg.student.name == "layers":
-        student = models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)
+    if from_teacher(cfg):
+        student, told = student_from_teacher(teacher, student_keep(cfg), architecture(cfg, "student"))
+        pair.made["student from the teacher"] = "; ".join(told)
     elif directory is None:
         student = models.random_model(architecture(cfg, "student"), task, pair.tokenizers["student"])
     else:
