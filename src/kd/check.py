@@ -110,6 +110,7 @@ def check_values(cfg: DictConfig) -> None:
         value = value_of(cfg, key)
         if value is not None and not low <= value < high:
             raise UserError(f"{key}={value}: must be from {low} to below {high}.")
+    check_vocabulary(cfg)
     check_weights(cfg)
 
 
@@ -135,6 +136,21 @@ def check_lists(cfg: DictConfig) -> None:
                 f"method.{name}.layers={layers}: give a word, or pairs [student layer, teacher layer] counted from 1, "
                 "such as [[1,2],[2,4]]."
             )
+
+
+def check_vocabulary(cfg: DictConfig) -> None:
+    """``trim``, or a directory with a tokenizer."""
+    wanted = cfg.student.get("vocabulary")
+    if wanted is None or wanted == "trim":
+        return
+    directory = Path(str(wanted)).expanduser()
+    if not directory.is_dir():
+        raise UserError(
+            f"student.vocabulary={wanted}: no such directory.{nearest(str(wanted), ('trim',))} Known: null, trim, or a "
+            "directory with a tokenizer."
+        )
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"student.vocabulary={wanted}: there is no tokenizer.json in it.")
 
 
 def check_weights(cfg: DictConfig) -> None:

@@ -124,15 +124,30 @@ def length_contradictions(cfg: DictConfig) -> list[str]:
 
 def vocabulary_contradictions(cfg: DictConfig) -> list[str]:
     """A model that starts random reads with the other's tokenizer; data=demo brings one that fits all."""
+    found = []
+    if (other := cfg.student.get("vocabulary")) is not None:
+        if cfg.data.task == "masked_lm":
+            found.append(
+                f"student.vocabulary={other}: data.task=masked_lm compares the chances of every piece of the teacher's "
+                "vocabulary, so the student has the same. Leave it out."
+            )
+        if "vocab_size" in cfg.student.overrides:
+            found.append(
+                f"student.overrides.vocab_size={cfg.student.overrides.vocab_size}: the size is that of "
+                f"student.vocabulary={other}. Leave it out."
+            )
     if cfg.student.name == "layers" or cfg.data.name == "demo":
-        return []
+        return found
     sizes = {role: architecture(cfg, role)["vocab_size"] for role in ("teacher", "student")}
     where = {"teacher": "teacher.architecture", "student": "student.overrides"}
-    return [
+    return found + [
         f"{role}.weights=random: it reads with the tokenizer of the {other}, which has {sizes[other]} entries, and has "
         f"embeddings for {sizes[role]} only: set {where[role]}.vocab_size={sizes[other]}."
         for role, other in (("teacher", "student"), ("student", "teacher"))
-        if cfg[role].weights == "random" and cfg[other].weights != "random" and sizes[role] < sizes[other]
+        if cfg[role].weights == "random"
+        and cfg[other].weights != "random"
+        and sizes[role] < sizes[other]
+        and (role == "teacher" or cfg.student.get("vocabulary") is None)
     ]
 
 

@@ -126,7 +126,7 @@ def start(cfg: DictConfig) -> float | None:
 
 def own_paths(cfg: DictConfig) -> DictConfig:
     """The user's files and directories by their whole paths, so that a run can be resumed from anywhere."""
-    places = ["teacher.weights", "student.weights"]
+    places = ["teacher.weights", "student.weights", "student.vocabulary"]
     if cfg.data.name == "files":
         places += ["data.train", "data.validation", "data.test"]
     if cfg.data.name == "hub":

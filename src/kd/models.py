@@ -116,10 +116,12 @@ def with_new_head(directory: Path, config: Any, task: Task, pooling: str | None)
     return Loaded(model.eval(), has_head=not heads.learned(model))
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, alone: bool = False) -> Any:
+    """The tokenizer of a model's directory, or one that lies there ``alone``."""
     from transformers import AutoTokenizer
 
-    stored_architecture(directory)  # transformers would ask for other files
+    if not alone:
+        stored_architecture(directory)  # transformers would ask for other files
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
