@@ -23,7 +23,7 @@ from kd.command_line import compose
 from kd.contradictions import contradictions
 from kd.errors import UserError
 from kd.from_teacher import student_of_layers
-from kd.models import load_tokenizer, random_model, tokenizer_for
+from kd.models import load_model, load_tokenizer, random_model, tokenizer_for
 from kd.pair import Pair, check_token_level, find_pair, make_student
 from kd.tasks import Classification
 from kd.transplant import transplant
@@ -203,6 +203,21 @@ def test_losses_on_tokens_are_allowed_where_the_pieces_are_the_same(lines: list[
     assert "->" in pair.made["student vocabulary"]
 
 
+def test_a_student_with_weights_of_its_own_is_trimmed_too(lines: list[str], tmp_path: Path) -> None:
+    whole = of_class("bert")
+    shape = stored(tmp_path / "small", whole, layers=2, width=16)
+    student = [f"student.architecture.{key}={value}" for key, value in shape.items() if key != "model_type"]
+    cfg = compose([*lines[:3], *lines[5:], "student=bert_tiny", f"student.weights={tmp_path / 'small'}", *student,
+                   "student.vocabulary=trim"])  # fmt: skip
+    check_values(cfg)
+    pair = find_pair(cfg, demo_data())
+    made, small = make_student(cfg, pair, None, TASK), pair.tokenizers["student"]
+    names = {i: token for token, i in small.get_vocab().items()}
+    before = load_model(tmp_path / "small", TASK).model.get_input_embeddings().weight
+    rows = [whole.get_vocab()[names[i]] for i in range(len(small))]
+    assert torch.equal(made.get_input_embeddings().weight, before[rows])
+
+
 def test_another_directory_is_another_tokenizer(lines: list[str], tmp_path: Path) -> None:
     byte_pairs().save_pretrained(tmp_path / "other")  # no model beside it
     cfg = compose([*lines, f"student.vocabulary={tmp_path / 'other'}", "method=feature"])
@@ -242,7 +257,7 @@ def test_a_run_with_a_trimmed_student(lines: list[str], tmp_path: Path) -> None:
         "report.measure_seconds=1", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "student from the teacher: layers 1 to 2 are its 2, 4 of 4" in done.stdout
+    assert "Student from the teacher: layers 1 to 2 are its 2, 4 of 4" in done.stdout
     about = json.loads((tmp_path / "run" / "report.json").read_text())["about"]
     whole = load_tokenizer(tmp_path / "bert")
     for name in ("student", "student-int8"):

@@ -124,6 +124,9 @@ def start(cfg: DictConfig) -> float | None:
     return score
 
 
+WORDS = ("pretrained", "random", "teacher", "trim")  # no paths, whatever lies here
+
+
 def own_paths(cfg: DictConfig) -> DictConfig:
     """The user's files and directories by their whole paths, so that a run can be resumed from anywhere."""
     places = ["teacher.weights", "student.weights", "student.vocabulary"]
@@ -133,7 +136,7 @@ def own_paths(cfg: DictConfig) -> DictConfig:
         places += ["data.id"]
     for key in places:
         value = OmegaConf.select(cfg, key)
-        if isinstance(value, str) and Path(value).expanduser().exists():
+        if isinstance(value, str) and value not in WORDS and Path(value).expanduser().exists():
             OmegaConf.update(cfg, key, str(Path(value).expanduser().resolve()))
     return cfg
 

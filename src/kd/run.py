@@ -158,7 +158,7 @@ def say(
         f"{models.parameter_count(student) / 1e6:.1f} M parameters; quantization {cfg.quant.name}"
     )
     for what, done in pair.made.items():
-        print(f"{what}: {done}")
+        print(f"{what.capitalize()}: {done}")
     if models.parameter_count(student) > teacher.parameters:
         print("The student is larger than its teacher.")
     print(f"Loss ({cfg.method.name}): {terms}; learning rate {cfg.optimizer.lr:g}")
