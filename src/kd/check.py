@@ -117,7 +117,7 @@ def check_values(cfg: DictConfig) -> None:
 def check_lists(cfg: DictConfig) -> None:
     """Layers are given as a list of whole numbers, pairs of layers as a list of lists of two."""
     keep = cfg.student.get("keep")
-    if keep is not None:
+    if keep is not None or cfg.student.name == "layers":
         is_list = isinstance(keep, ListConfig) and all(isinstance(layer, int) for layer in keep)
         if not is_list and not isinstance(keep, str):
             raise UserError(f"student.keep={keep}: give uniform, first, last, distilbert, or a list such as [1,3,5].")

@@ -18,7 +18,7 @@ from kd.narrow import SIZES, narrowed, size_of
 def student_from_teacher(teacher: Any, keep: Any, architecture: dict[str, Any]) -> tuple[Any, list[str]]:
     """A student of this architecture with the teacher's weights, and what was done, in short phrases.
 
-    The architecture is one that ``contradictions.from_teacher`` lets through.
+    The architecture is one that ``contradictions.teacher_contradictions`` lets through.
     """
     kept = kept_layers(keep, architecture["num_hidden_layers"], teacher.config.num_hidden_layers)
     student = student_of_layers(teacher, kept, None)

@@ -29,7 +29,9 @@ def transplant(model: Any, before: Any, tokenizer: Any) -> str:
     there = own_rows(before, tokenizer)
     sources = rows_for(before, tokenizer, there)
     weight = torch.stack([old.weight[rows].mean(0) if rows else old.weight[: len(before)].mean(0) for rows in sources])
-    new = nn.Embedding(*weight.shape, padding_idx=None if old.padding_idx is None else tokenizer.pad_token_id)
+    new = nn.Embedding(
+        len(weight), weight.shape[1], padding_idx=None if old.padding_idx is None else tokenizer.pad_token_id
+    )
     new.weight.copy_(weight)
     model.set_input_embeddings(new)
     config.vocab_size = len(weight)
