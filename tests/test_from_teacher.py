@@ -143,8 +143,11 @@ def test_a_head_is_kept_whole(family: str) -> None:
     assert queries
     for name in queries:
         wanted = rows if len(theirs[name]) == 32 else [row + block for block in (0, 32, 64) for row in rows]
-        columns = [int((theirs[name][wanted] == column[:, None]).all(0).nonzero()[0, 0]) for column in ours[name].T]
+        alike = torch.nn.functional.cosine_similarity(ours[name][:, :, None], theirs[name][wanted][:, None], dim=0)
+        columns = alike.argmax(1).tolist()
         assert columns == sorted(set(columns))  # the coordinates, one choice everywhere
+        part, whole = theirs[name][wanted][:, columns], theirs[name][wanted]
+        torch.testing.assert_close(ours[name], part * whole.norm() / part.norm())
         for norm in (name for name in ours if "ayer" in name and name.endswith(("Norm.weight", "norm.weight"))):
             if len(theirs[norm]) == 32:
                 assert torch.equal(ours[norm], theirs[norm][columns])
@@ -170,6 +173,16 @@ def test_a_narrower_vector_is_mapped_back_to_the_coordinates_it_had() -> None:
     assert small(**inputs()).logits.shape == (3, 32)
     assert small.output.weight.sum(1).sort().values.tolist() == [0.0] * 16 + [1.0] * 16
     assert (small.output.weight.sum(0) == 1).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_decoder_that_is_the_embeddings_stays_them(family: str) -> None:
+    made = shaken(random_model(architecture(2, 32, model_type=family), MaskedLM()))
+    small = narrowed(made, {"hidden_size": 16, "num_attention_heads": 1})
+    whole, ours = made.get_input_embeddings().weight, small.get_input_embeddings().weight
+    assert small.get_output_embeddings().weight is ours
+    assert all((whole == column[:, None]).all(0).any() for column in ours.T)  # as they were
 
 
 SMALLER = ("num_hidden_layers=2", "hidden_size=192", "num_attention_heads=6", "intermediate_size=512")

@@ -52,7 +52,56 @@ def test_the_recorder_leaves_no_hook_behind() -> None:
     assert not any(module._forward_hooks for module in teacher.modules())
 
 
-@pytest.mark.parametrize("signal", ["hidden/4", "hiden/1", "cls/x", "attention/1"])
+def in_window(model: Any, layer: int, length: int) -> torch.Tensor:
+    """``[L, L]``: which keys a layer, counted from 1, lets a query see."""
+    everything = torch.ones(length, length, dtype=torch.bool)
+    if model.config.model_type != "modernbert" or model.config.layer_types[layer - 1] == "full_attention":
+        return everything
+    places = torch.arange(length)
+    return (places[:, None] - places).abs() <= int(model.config.local_attention) // 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_attention_signals_are_what_transformers_attends_with(family: str) -> None:
+    """Taken under SDPA, which gives out no probabilities, against the eager attention of the same weights."""
+    teacher = model(4, 32, num_attention_heads=4, model_type=family, initializer_range=0.5)
+    assert teacher.config._attn_implementation == "sdpa"
+    padded = inputs()
+    kinds = ("query", "key", "value", "attention")
+    signals = Recorder(teacher, [f"{kind}/{k}" for kind in kinds for k in range(1, 5)])(**padded)
+    teacher.set_attn_implementation("eager")
+    outputs = {}
+    for k, layer in enumerate(layers_of(teacher), start=1):
+        # the one linear layer that reads what the heads gave
+        name = {"distilbert": "attention.out_lin", "modernbert": "attn.Wo"}.get(family, "attention.output.dense")
+        layer.get_submodule(name).register_forward_pre_hook(lambda _m, args, k=k: outputs.update({k: args[0]}))
+    probabilities = teacher(**padded, output_attentions=True).attentions
+    real = padded["attention_mask"] != 0
+    assert len(probabilities) == 4
+    for k in range(1, 5):
+        seen = (real[:, None, None] & in_window(teacher, k, 10)).expand_as(probabilities[k - 1])
+        rebuilt = signals[f"attention/{k}"].masked_fill(~seen, -1e9).softmax(-1)
+        rows = real[:, None, :, None].expand_as(rebuilt)
+        torch.testing.assert_close(rebuilt[rows], probabilities[k - 1][rows], atol=1e-5, rtol=0)
+        assert rebuilt[0].std() > 0.02  # of the row without padding: not the same for all keys
+        attended = (probabilities[k - 1] @ signals[f"value/{k}"]).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(attended[real], outputs[k][real], atol=1e-5, rtol=1e-5)
+        product = signals[f"query/{k}"] @ signals[f"key/{k}"].transpose(-1, -2) / 8**0.5
+        torch.testing.assert_close(signals[f"attention/{k}"], product)
+
+
+@torch.no_grad()
+def test_query_and_key_are_taken_without_disturbing_the_rest() -> None:
+    teacher = model(2, 32)
+    alone = Recorder(teacher, ["logits", "hidden/1", "cls/2"])(**inputs())
+    beside = Recorder(teacher, ["logits", "hidden/1", "cls/2", "value/1", "attention/2"])(**inputs())
+    assert set(beside) - set(alone) == {"value/1", "attention/2"}
+    assert all(torch.equal(alone[name], beside[name]) for name in alone)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
+
+
+@pytest.mark.parametrize("signal", ["hidden/4", "hiden/1", "cls/x", "attention/0", "query/4", "values/1"])
 def test_an_unknown_signal_is_refused(signal: str) -> None:
     with pytest.raises(UserError, match="known are logits, embedding"):
         Recorder(model(3, 32), [signal])

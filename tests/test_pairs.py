@@ -193,7 +193,7 @@ def test_every_pair_with_every_method_and_quantization() -> None:
 def test_every_pair_gives_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the families and widths: method=embed looks at neither."""
     task = FeatureExtraction()
-    monkeypatch.setattr("kd.models.config_of", lambda *_: SimpleNamespace(vocab_size=0))
+    monkeypatch.setattr("kd.models.config_of", lambda *_: SimpleNamespace(vocab_size=0, layer_types=[""] * 28))
     for teacher, student in PAIRS:
         cfg = pair_cfg(teacher, student)
         cfg.data.task, cfg.method = "feature_extraction", node("method", "embed")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, TWO_RANKS, train
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from kd.command_line import compose
 from kd.errors import UserError
@@ -18,7 +18,7 @@ from kd.launch import check_plugins
 NO_DROPOUT = [f"student.overrides.{name}=0.0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
 EQUAL = [
     *SMALL, *NO_DROPOUT, "data.source.rows=330", "trainer.max_epochs=1", "trainer.log_every_n_steps=1", "quant=none",
-    "report.measure=false", "logger=csv", "method=hard,logit,pkd,feature",
+    "report.measure=false", "logger=csv", "method=hard,logit,pkd,feature", "method.diagnose=true",
 ]  # fmt: skip
 
 
@@ -46,9 +46,9 @@ def test_two_ranks_are_one_rank_with_the_double_batch(tmp_path: Path) -> None:
         assert len(first) == len(second) == 12
         for a, b in zip(first, second, strict=True):
             assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
-        assert {f"train/loss/{name}" for name in compose([f"method={method}"]).method if name != "name"} <= set(
-            first[0]
-        )
+        terms = {name for name, node in compose([f"method={method}"]).method.items() if isinstance(node, DictConfig)}
+        assert {f"train/loss/{name}" for name in terms} <= set(first[0])
+        assert {f"train/gradient/{name}" for name in terms} <= set(first[0])
     assert not list((tmp_path / "runs").glob("**/*")), "a rank made a run directory of its own"
 
 

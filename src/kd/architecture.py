@@ -24,6 +24,8 @@ class Family:
     layers: str  # where the base model keeps its layers
     inputs: tuple[str, ...]  # what it is called with
     linear: dict[str, str]  # a layer of the base model that is so wide at its input, for messages
+    attended: tuple[str, ...]  # in a layer, what gives query, key and value: three modules, or one that gives them all
+    rotated: str | None = None  # in a layer, the module that is given the angles by which query and key are rotated
     fields: dict[str, str] = field(default_factory=dict)  # its own names of config fields, by BERT's
     shape: tuple[str, ...] = ()  # config fields besides SHAPE that its weights depend on
     positions_after_padding: bool = False  # the first token's position is the padding's id + 1
@@ -41,12 +43,14 @@ BERT_LINEAR = {
     "hidden_size": "encoder.layer.0.attention.self.query",
     "intermediate_size": "encoder.layer.0.output.dense",
 }
+BERT_ATTENDED = ("attention.self.query", "attention.self.key", "attention.self.value")
 FAMILIES = {
-    "bert": Family("encoder.layer", ("input_ids", "token_type_ids", "attention_mask"), BERT_LINEAR),
+    "bert": Family("encoder.layer", ("input_ids", "token_type_ids", "attention_mask"), BERT_LINEAR, BERT_ATTENDED),
     "roberta": Family(
         "encoder.layer",
         ("input_ids", "attention_mask"),
         BERT_LINEAR,
+        BERT_ATTENDED,
         shape=("type_vocab_size",),
         positions_after_padding=True,
     ),
@@ -54,6 +58,7 @@ FAMILIES = {
         "encoder.layer",
         ("input_ids", "token_type_ids", "attention_mask"),
         BERT_LINEAR | {"embedding_size": "embeddings.word_embeddings"},
+        BERT_ATTENDED,
         shape=("embedding_size",),
         idle=("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"),
     ),
@@ -61,6 +66,8 @@ FAMILIES = {
         "layers",
         ("input_ids", "attention_mask"),
         {"hidden_size": "layers.0.attn.Wqkv", "intermediate_size": "layers.0.mlp.Wo"},
+        ("attn.Wqkv",),
+        rotated="attn",
         per_layer=("layer_types",),
         idle=("decoder_bias", "sparse_prediction", "sparse_pred_ignore_index"),
         bare_first=("attn_norm", "attn.Wqkv"),
@@ -73,7 +80,8 @@ FAMILIES = {
         "transformer.layer",
         ("input_ids", "attention_mask"),
         {"hidden_size": "transformer.layer.0.attention.q_lin", "intermediate_size": "transformer.layer.0.ffn.lin2"},
-        {
+        ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        fields={
             "hidden_size": "dim",
             "num_hidden_layers": "n_layers",
             "num_attention_heads": "n_heads",

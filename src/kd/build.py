@@ -9,15 +9,17 @@ from typing import Any
 import hydra
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd import models, quantization
-from kd.architecture import architecture, container
+from kd.architecture import architecture, container, family, from_teacher, student_keep, student_overrides
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
 from kd.labels.fit import check_fit
+from kd.layer_map import kept_layers
 from kd.losses import Loss
 from kd.overrides import check_model
+from kd.schedules import KEYS, schedules_of
 from kd.sources import TextData
 from kd.tasks import NAMES, Task
 
@@ -114,16 +116,30 @@ def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
         raise UserError(f"quant={cfg.quant.name}: {error}.") from error
 
 
+def model_configs(cfg: DictConfig, task: Task) -> tuple[Any, Any]:
+    """The transformers configs of teacher and student. What each of a teacher's layers is goes with the layer."""
+    shapes = {role: architecture(cfg, role) for role in ("teacher", "student")}
+    teacher, student = (models.config_of(shape, task) for shape in shapes.values())
+    if from_teacher(cfg):
+        layers = (shapes[role]["num_hidden_layers"] for role in ("student", "teacher"))
+        kept = kept_layers(student_keep(cfg), *layers)
+        for field, entries in models.kept_fields(teacher, family(shapes["student"]["model_type"]), kept).items():
+            if field not in student_overrides(cfg):
+                setattr(student, field, entries)
+    return teacher, student
+
+
 def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     """The terms of conf/method/, set up on both architectures before anything is loaded."""
     check_model(cfg, task)
-    teacher, student = (models.config_of(architecture(cfg, role), task) for role in ("teacher", "student"))
+    teacher, student = model_configs(cfg, task)
     losses = {}
     for name, node in cfg.method.items():
         if isinstance(node, DictConfig):
-            losses[str(name)] = loss = build(node)
+            losses[str(name)] = loss = build(OmegaConf.masked_copy(node, [str(key) for key in node if key not in KEYS]))
             try:
                 loss.setup(student, teacher, task)
+                loss.follow(schedules_of(f"method.{name}", container(node)))
             except UserError as error:
                 raise UserError(f"method.{name}: {error}") from error
     if all(cfg[role].weights == "pretrained" for role in ("teacher", "student")) and (

@@ -23,6 +23,7 @@ from kd.errors import UserError, nearest
 from kd.labels import KINDS
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
+from kd.schedules import schedules_of
 from kd.store import Wanted, complete, require
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -35,6 +36,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.keep": ("uniform", "first", "last", "distilbert"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
+    "method.balance": ("gradnorm",),
+    "method.cosine.layers": ("last",),
+    "method.contrastive.same_label": ("exclude", "keep"),
+    "method.soft.kind": ("flsw", "cwsm"),
+    "method.soft.reduction": ("sum", "mean"),
+    "method.patient.reduction": ("sum", "mean"),
+    **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
@@ -43,20 +51,29 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
-OR_A_LIST = ("student.keep", "method.patient.layers", "method.hidden.layers")
+OR_A_LIST = (
+    "student.keep",
+    *(f"method.{term}.layers" for term in ("patient", "hidden", "cosine", "attention", "relations")),
+)
+OF_METHODS = (
+    "method.soft.temperature", "method.soft.beta", "method.soft.gamma", "method.inter.temperature",
+    "method.intra.temperature", "method.contrastive.temperature",
+)  # fmt: skip
 SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
     "data.masked_lm.share", "data.source.validation_rows", "data.validation_share", "teacher.max_length",
     "student.num_layers",
+    "teacher.fine_tune.limit",
     "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
     "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
-    "trainer.num_nodes", "report.measure_seconds", "method.soft.temperature", "quant.group_size",
+    "trainer.num_nodes", "report.measure_seconds", "quant.group_size", "method.relations.relation_heads",
+    *OF_METHODS,
     *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
 )  # fmt: skip
 FRACTIONS = (
     "data.masked_lm.share", "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",
-    "report.measure_seconds", "method.soft.temperature",
+    "report.measure_seconds", *OF_METHODS,
 )  # fmt: skip
 
 
@@ -103,6 +120,8 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError("optimizer.lr=null: give a learning rate.")
     if not any(isinstance(node, DictConfig) for node in cfg.method.values()):
         raise UserError(f"method={cfg.method.name} has no loss term left: there is nothing to train with.")
+    if cfg.method.balance is not None and sum(isinstance(node, DictConfig) for node in cfg.method.values()) == 1:
+        raise UserError(f"method.balance={cfg.method.balance}: method={cfg.method.name} has one term. Leave it out.")
     for key, low, high in (
         ("schedule.warmup", 0, 1), ("data.masked_lm.share", 0, 1), ("data.validation_share", 0, 1),
         ("data.source.noise", 0, 0.5),
@@ -127,6 +146,8 @@ def check_lists(cfg: DictConfig) -> None:
                 f"method.{name} has settings ({', '.join(map(str, term))}), but method={cfg.method.name} has no such "
                 f"term: add ~method.{name}, or take the method that they are for."
             )
+        if isinstance(term, DictConfig):
+            schedules_of(f"method.{name}", container(term))
         layers = term.get("layers", "") if isinstance(term, DictConfig) else ""
         pairs = isinstance(layers, ListConfig) and all(
             isinstance(pair, ListConfig) and len(pair) == 2 and all(isinstance(i, int) for i in pair) for pair in layers

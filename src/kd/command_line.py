@@ -23,7 +23,7 @@ from kd.errors import UserError, nearest
 from kd.tables import stem_of
 
 NARROW = 768
-OPEN = "student.overrides"  # takes keys that no file has
+OPEN = re.compile(r"student\.overrides(\.|$)|method\.\w+\.(weight|temperature)_schedule(\.|$)")  # keys that no file has
 
 
 def default_lr(student: DictConfig) -> float:
@@ -51,7 +51,7 @@ def conf_dir() -> Path:
 
 def forced(lines: list[str]) -> list[str]:
     """``student.overrides.ANY=VALUE`` as hydra wants it: a key that is new must be forced in."""
-    return [f"++{line}" if re.match(rf"{re.escape(OPEN)}[.=]", line) else line for line in lines]
+    return [f"++{line}" if OPEN.match(line.partition("=")[0]) and "=" in line else line for line in lines]
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -125,7 +125,7 @@ def check_keys(overrides: list[Override], groups: list[str]) -> None:
         key = override.key_or_group
         parent = known.get(key.rpartition(".")[0], (None, False))[0]
         opened = isinstance(parent, dict) and "_target_" in parent and override.is_add()
-        opened = opened or key.startswith(f"{OPEN}.")  # kd.overrides looks at those
+        opened = opened or bool(OPEN.match(key))  # kd.overrides and kd.schedules look at those
         if key not in known and not opened:
             hint = elsewhere(key) or nearest(key, known if "." in key else [*top, *known])
             shown = override.input_line or key
@@ -199,7 +199,7 @@ def check_command_line(lines: list[str], multirun: bool = True) -> None:
             base = {name for name, _, _ in flat(plain(compose(group_lines)))}
             cfg = compose([str(o.input_line) for o in single])
             for name, _, opened in flat(plain(cfg)):
-                if name not in base and not opened and not name.startswith(f"{OPEN}."):
+                if name not in base and not opened and not OPEN.match(name):
                     raise UserError(f"There is no setting {name!r}.{nearest(name, base)}")
             check_values(cfg)
     except (HydraException, OmegaConfBaseException) as error:

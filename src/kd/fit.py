@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from kd.callbacks import LossWatch, Progress, RestoreBest, ValidateLastStep
 from kd.checkpoint import LAST, WholeFiles, check
 from kd.datamodule import TextDataModule
+from kd.gradients import GradientWatch
 from kd.last_state import LastState
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
@@ -112,6 +113,7 @@ def fit(
     title: str,
     loggers: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
+    gradients: GradientWatch | None = None,
 ) -> Fitted:
     """Trains ``student`` in place and leaves its best validated weights in it.
 
@@ -127,7 +129,7 @@ def fit(
     )  # fmt: skip
     own = [Progress(title), watch, state, best, ValidateLastStep(), RestoreBest()]
     trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])
-    module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps)
+    module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients)
     if last.is_file():
         check(last, key, trainer.world_size)
     with state.listening(), no_rank_left_behind(trainer):

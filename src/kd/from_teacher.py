@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd.architecture import family, shape_fields
+from kd.architecture import family
 from kd.as_distilbert import as_distilbert
 from kd.layer_map import kept_layers
-from kd.models import encoder_layers
+from kd.models import encoder_layers, kept_fields
 from kd.narrow import SIZES, narrowed, size_of
 
 
 def student_from_teacher(teacher: Any, keep: Any, architecture: dict[str, Any]) -> tuple[Any, list[str]]:
     """A student of this architecture with the teacher's weights, and what was done, in short phrases.
 
-    The architecture is one that ``contradictions.teacher_contradictions`` lets through.
+    The architecture is one that ``contradictions.teacher_contradictions`` lets through; sizes that it does not name are
+    the teacher's.
     """
     kept = kept_layers(keep, architecture["num_hidden_layers"], teacher.config.num_hidden_layers)
     student = student_of_layers(teacher, kept, None)
@@ -27,7 +28,7 @@ def student_from_teacher(teacher: Any, keep: Any, architecture: dict[str, Any]) 
     if architecture["model_type"] != student.config.model_type:
         student, more = as_distilbert(student)
         told += more
-    wanted = {key: architecture[key] for key in SIZES if key in shape_fields(architecture["model_type"])}
+    wanted = {key: architecture[key] for key in SIZES if key in architecture}
     there = {key: size_of(student.config, key) for key in wanted}
     if wanted != there:
         student = narrowed(student, wanted)
@@ -45,8 +46,8 @@ def student_of_layers(teacher: Any, keep: Any, num_layers: int | None) -> Any:
     holder, _, name = own.layers.rpartition(".")
     setattr(student.base_model.get_submodule(holder), name, nn.ModuleList(layers[i - 1] for i in kept))
     student.config.num_hidden_layers = len(kept)
-    for field in own.per_layer:
-        setattr(student.config, field, [getattr(student.config, field)[i - 1] for i in kept])
+    for field, entries in kept_fields(teacher.config, own, kept).items():
+        setattr(student.config, field, entries)
     if own.bare_first and kept[0] > 1:
         bare(layers[kept[0] - 1], *own.bare_first)
     return student.requires_grad_(True).eval()

@@ -79,6 +79,13 @@ def hidden_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: i
     return checked_pairs(list(zip(range(1, student + 1), spread(student, teacher), strict=True)), student, teacher)
 
 
+def attention_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
+    """``last``: the last layer with the last (MiniLM); ``uniform`` or pairs as for hidden states."""
+    if isinstance(layers, str) and layers not in ("last", "uniform"):
+        raise UserError(f"layers={layers}: give last, uniform, or pairs [student layer, teacher layer].")
+    return [(student, teacher)] if layers == "last" else hidden_pairs(layers, student, teacher)
+
+
 def spread(student: int, teacher: int) -> list[int]:
     """The teacher's layer for each of the student's, who may be deeper, but not by more than twice."""
     if student > 2 * teacher:

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from kd.gradients import GradientWatch
 from kd.losses.base import Batch, Loss, Signals
 from kd.signals import Recorder
 from kd.tasks.base import Task
@@ -41,6 +42,7 @@ class DistillationModule(L.LightningModule):
         optimizer: from parameter groups to an optimizer; biases and norms are in a group without weight decay.
         schedule: from ``(optimizer, steps)`` to a learning-rate scheduler stepped every step.
         steps: of the optimizer, in the whole training.
+        gradients: looks at each term's share of the gradient, and may balance the weights by it.
     """
 
     teacher: FrozenTeacher | None
@@ -50,6 +52,7 @@ class DistillationModule(L.LightningModule):
         self, student: Any, task: Task, losses: dict[str, Loss], teacher: FrozenTeacher | None,
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler], steps: int,
+        gradients: GradientWatch | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.student = student
@@ -62,6 +65,7 @@ class DistillationModule(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.steps = steps
+        self.gradients = gradients
 
     def on_fit_start(self) -> None:
         if self.trainer.global_rank > 0:  # dropout of its own; the first rank's is that of a run on one device
@@ -75,14 +79,32 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         student = self.recorder(**batch["student"])
         teacher = {} if self.teacher is None else self.teacher(batch["teacher"])
-        total = torch.zeros((), device=self.device)
-        found = {}
-        for name, loss in self.terms.items():
-            found[name] = loss(student, teacher, batch)
-            total = total + loss.weight * found[name][0] / batch["totals"][loss.unit]
+        found, means = {}, {}
+        with torch.autocast(self.device.type, enabled=False):  # losses take what they are given as float32
+            for name, loss in self.terms.items():
+                loss.at(self.trainer.global_step / self.steps)
+                found[name] = loss(student, teacher, batch)
+                means[name] = found[name][0] / batch["totals"][loss.unit]
+        self.watch(means, batch_idx)
+        total = torch.stack([self.weight(name) * mean for name, mean in means.items()]).sum()
         self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+
+    def weight(self, name: str) -> float:
+        """A term's at this step."""
+        return self.terms[name].weight * (1.0 if self.gradients is None else self.gradients.factor(name))
+
+    def watch(self, means: dict[str, Tensor], batch_idx: int) -> None:
+        """Looks at the terms' gradients, where that was asked for and is due."""
+        step = self.trainer.global_step
+        if self.gradients is None or not self.gradients.due(step, batch_idx, self.trainer.accumulate_grad_batches):
+            return
+        learned = [p for p in self.student.parameters() if p.requires_grad]
+        self.gradients.look(means, {name: loss.weight for name, loss in self.terms.items()}, learned)
+        for warning in self.gradients.warnings(step) if self.trainer.is_global_zero else ():
+            print(f"\n{warning}")
+        self.log_dict({f"train/gradient/{n}": self.weight(n) * norm for n, norm in self.gradients.norms.items()})
 
     def note(self, found: dict[str, tuple[Tensor, Tensor]], batch_idx: int) -> None:
         """Remembers, on the device, the first step at which a term was not finite; logs means over the global batch.
@@ -102,7 +124,12 @@ class DistillationModule(L.LightningModule):
             torch.distributed.all_reduce(sums)
         means = dict(zip(found, sums[:, 0] / sums[:, 1].clamp(min=1), strict=True))
         self.log_dict({f"train/loss/{name}": mean for name, mean in means.items()})
-        self.log("train/loss", torch.stack([self.terms[name].weight * mean for name, mean in means.items()]).sum())
+        self.log_dict({f"train/weight/{name}": self.weight(name) for name in self.terms if self.changes(name)})
+        self.log("train/loss", torch.stack([self.weight(name) * mean for name, mean in means.items()]).sum())
+
+    def changes(self, name: str) -> bool:
+        """Whether a term's weight is another one at other steps."""
+        return "weight" in self.terms[name].schedules or (self.gradients is not None and self.gradients.balance)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = logits_at(self.student, **batch["student"]).float()
@@ -115,6 +142,14 @@ class DistillationModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})
         self.metrics.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.gradients is not None:
+            checkpoint["gradients"] = self.gradients.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.gradients is not None:
+            self.gradients.load_state_dict(checkpoint["gradients"])
 
     def configure_gradient_clipping(
         self,

@@ -59,7 +59,11 @@ def narrowed(model: Any, sizes: dict[str, int]) -> Any:
     config.update({key: value for key, value in named.items() if key != "model_type"})
     made = type(model)(config).to(torch.float32)
     there, slices = model.state_dict(), Slices(model, made)
+    done: set[int] = set()
     for name, tensor in made.state_dict().items():
+        if tensor.data_ptr() in done:  # a decoder that is the embeddings, which come first
+            continue
+        done.add(tensor.data_ptr())
         if name in there:
             tensor.copy_(slices.of(name, there[name]))
         elif name == "output.weight":
@@ -86,10 +90,16 @@ class Slices:
         self.coordinates = strongest(self.energy(), size_of(made.config, "hidden_size"))
 
     def of(self, name: str, tensor: Tensor) -> Tensor:
-        """The part of the tensor that the narrower model has."""
+        """The part of the tensor that the narrower model has.
+
+        A linear layer that reads less has its weights scaled up to the norm that the same rows had.
+        """
+        rows = tensor
         for axis, kept in enumerate(self.shapes[name]):
             if tensor.shape[axis] != kept:
-                tensor = tensor.index_select(axis, self.places(name, axis, tensor.shape[axis]))
+                rows, tensor = tensor, tensor.index_select(axis, self.places(name, axis, tensor.shape[axis]))
+        if tensor.dim() == 2 and tensor.shape[1] < rows.shape[1] and ".embeddings." not in name:
+            tensor = tensor * (rows.norm() / tensor.norm().clamp(min=1e-12))
         return tensor
 
     def places(self, name: str, axis: int, size: int) -> Tensor:

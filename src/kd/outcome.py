@@ -79,6 +79,7 @@ def finish_report(
         "note": f"{note}\n\n" if (note := task.note(entries[1].decision)) else "",
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
         "quantization": str(callback.summary) if callback else "none",
+        "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
         "about": {
             "kd": kd.__version__,
             "torch": torch.__version__,
@@ -89,7 +90,8 @@ def finish_report(
             "peak memory": f"{memory / 1e9:.2f} GB",
         }
         | made
-        | more,
+        | more
+        | (fitted.module.gradients.described() if fitted.module.gradients else {}),
         "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
     }
     output = Path(cfg.paths.output)

@@ -115,7 +115,7 @@ def teacher_data(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
     tune = cfg.teacher.fine_tune
     return TextDataModule(
         data, {"student": pair.tokenizers["teacher"]}, cache, tune.batch_size, max_lengths(cfg)["teacher"],
-        cfg.data.limit, cfg.data.num_workers, tune.seed, task.units, cfg.data.truncation == "cut",
+        tune.limit or cfg.data.limit, cfg.data.num_workers, tune.seed, task.units, cfg.data.truncation == "cut",
     )  # fmt: skip
 
 
@@ -176,7 +176,10 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     task.follow(teacher)
     directory = pair.directories["student"]
     if from_teacher(cfg):
-        student, told = student_from_teacher(teacher, student_keep(cfg), architecture(cfg, "student"))
+        shape = architecture(cfg, "student")
+        if cfg.student.name == "layers":
+            shape = {key: shape[key] for key in ("model_type", "num_hidden_layers")}
+        student, told = student_from_teacher(teacher, student_keep(cfg), shape)
         pair.made["student from the teacher"] = "; ".join(told)
     elif directory is None:
         shape = architecture(cfg, "student")

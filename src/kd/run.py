@@ -9,13 +9,14 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kd import loggers, models, quantization, report
+from kd import loggers, models, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
 from kd.callbacks import QuantizationCallback
 from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule
 from kd.fit import FitSettings, Fitted, fit
+from kd.gradients import GradientWatch
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.noise import silence_transformers
@@ -65,7 +66,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
     device = scoring_device(settings)
-    report.score(entries, rows, task, device)
+    score_teacher(entries, rows, task, device, cache)
     knows = check_score(
         entries[0],
         report.reference(entries, rows, "validation", task),
@@ -79,6 +80,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation
+    balance = cfg.method.balance == "gradnorm"
     key = content_key(settings=settings_key(cfg), data=rows.key)
     done = steps_done(output, key)
     if cfg.resume is not None:
@@ -86,7 +88,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     fitted = fit(
         student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
         key, f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil", steps_logged(output)),
-        [callback] if callback else [],
+        [callback] if callback else [], GradientWatch(balance) if balance or cfg.method.diagnose else None,
     )  # fmt: skip
     if not leads_alone(fitted):
         return None
@@ -112,6 +114,18 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
     labels = f"; labels {', '.join(task.label_names[:SHOWN])}{more}" if task.label_names else ""
     print(f"Data: {sizes} rows{labels}")
     return rows
+
+
+def score_teacher(
+    entries: list[report.Entry], rows: TextDataModule, task: Task, device: torch.device, cache: Path
+) -> None:
+    """Scores the one entry there is, with the answers that an earlier run kept."""
+    key = teacher_scores.scores_key(entries[0].model, rows, task, device)
+    entries[0].logits |= teacher_scores.read(cache, key)
+    known = len(entries[0].logits)
+    report.score(entries, rows, task, device)
+    if known == 0 and local_rank() == 0:
+        teacher_scores.keep(cache, key, entries[0].logits)
 
 
 def scoring_device(settings: FitSettings) -> torch.device:
@@ -146,8 +160,7 @@ def say(
     cfg: DictConfig,
     pair: Pair,
 ) -> None:
-    """What is about to be trained, in three or four lines."""
-    terms = " + ".join(f"{loss.weight:g} {name}" for name, loss in losses.items())
+    """What is about to be trained, and by which formula."""
     config = student.config
     print(
         f"Teacher: {cfg.teacher.name}, {teacher.parameters / 1e6:.1f} M parameters, validation {task.select} "
@@ -161,6 +174,10 @@ def say(
         print(f"{what.capitalize()}: {done}")
     if models.parameter_count(student) > teacher.parameters:
         print("The student is larger than its teacher.")
-    print(f"Loss ({cfg.method.name}): {terms}; learning rate {cfg.optimizer.lr:g}")
-    if not task.softens and any(hasattr(loss, "temperature") for loss in losses.values()):
+    print(f"Loss ({cfg.method.name}), learning rate {cfg.optimizer.lr:g}:")
+    for name, loss in losses.items():
+        print(f"  {name}: {loss.described()}")
+    if cfg.method.balance is not None:
+        print("  These weights are shares of the gradient: method.balance=gradnorm makes them so.")
+    if not task.softens and any(loss.unit == "logits" and hasattr(loss, "temperature") for loss in losses.values()):
         print("A temperature means nothing for this task: its outputs are no probabilities.")

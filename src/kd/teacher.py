@@ -39,6 +39,7 @@ class FineTune:
     batch_size: int
     lr: float
     seed: int
+    limit: int | None = None  # part of the data's key, so not of this one
 
     def wanted(self, has_head: bool, weights: str) -> bool:
         return self.when == "always" or (self.when == "auto" and not has_head and weights != "random")
@@ -51,9 +52,10 @@ def teacher_key(
     """Everything that determines the fine-tuned weights, but the machine."""
     optimizer = settings.optimizer
     assert isinstance(optimizer, functools.partial)
+    tuned = {name: value for name, value in vars(tune).items() if name != "limit"} | {"when": None}
     return content_key(
         weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__, **task.settings(),
-        tokenizer=tokenizer_key(tokenizer), tune=vars(tune) | {"when": None},
+        tokenizer=tokenizer_key(tokenizer), tune=tuned,
         optimizer=[f"{optimizer.func.__module__}.{optimizer.func.__qualname__}", optimizer.keywords],
         schedule=[settings.schedule_name, settings.warmup], format=FORMAT,
         precision=settings.trainer["precision"], clip=settings.trainer["gradient_clip_val"],

@@ -24,6 +24,7 @@ class HardLabelLoss(Loss):
             )
         self.task = task
         self.student_signals = ("logits",)
+        self.formula = task.label_formula
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.task.label_loss(student["logits"], batch["labels"])

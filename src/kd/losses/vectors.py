@@ -15,6 +15,8 @@ from kd.tasks.base import Task
 class VectorCosineLoss(Loss):
     """1 - cosine, the mean over rows: directions only."""
 
+    compares = "1 - cosine(student, teacher) of the texts' vectors"
+
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         if task.auto_class().__name__ != "AutoModel":
             raise UserError(
@@ -22,6 +24,7 @@ class VectorCosineLoss(Loss):
                 "data.task=feature_extraction, or take another method, such as logit."
             )
         self.student_signals = self.teacher_signals = ("logits",)
+        self.formula = self.compares
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         return cosine_distance(student["logits"], teacher["logits"]).sum(), count_of(student["logits"])
@@ -31,6 +34,8 @@ class VectorDistanceLoss(VectorCosineLoss):
     """Squared error averaged over the width, the mean over rows: lengths too (Reimers and Gurevych 2020, equation 1,
     https://arxiv.org/abs/2004.09813).
     """
+
+    compares = "(student - teacher)^2 of the texts' vectors, mean over the width"
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         return mean_squared_distance(student["logits"], teacher["logits"]).sum(), count_of(student["logits"])

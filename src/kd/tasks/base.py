@@ -34,11 +34,16 @@ class Task:
 
     select: str
     unit = "rows"  # what has a label, for people
-    softens = True  # a temperature means something to ``divergence``
+    softens = False  # logits stand for probabilities: there are ``log_probabilities``
+    exclusive = False  # and one of the outputs is right, so that there is one distribution
+    scale = 1.0  # of logits, where they are compared as numbers
     higher_is_better = True  # of ``select``
     labelled = True  # the data bring labels
+    labels_are_kinds = False  # rows are of one kind, or not: their labels are equal or not
     learns = True  # there is a label loss; else a teacher is taken as it is
     scored_against_teacher = False  # what metrics get as labels are the teacher's logits
+    label_formula: str  # what label_loss is for one unit, for people
+    divergence_formula: str  # likewise; {T} stands for the temperature
     same_tokens = False  # teacher and student must read the same tokens, also to compare their logits
 
     def __init__(self, label_names: Sequence[str]) -> None:
@@ -92,6 +97,12 @@ class Task:
 
     def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Sum and count of what logit distillation means for this kind of output."""
+        raise NotImplementedError
+
+    def log_probabilities(self, logits: Tensor, temperature: float | Tensor) -> Tensor:
+        """``[N, D, K]``: of logits ``[N, C]`` at a temperature, or one a unit, the logarithms of D independent
+        distributions of K outcomes each; if the task ``softens``.
+        """
         raise NotImplementedError
 
     def digest(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,21 +16,21 @@ from torchmetrics.classification import (
     MulticlassMatthewsCorrCoef,
 )
 
-from kd.losses.functional import full, softened_kl
-from kd.tasks.base import Decision, Task, count_of
+from kd.losses.functional import full
+from kd.tasks.base import Decision, count_of
+from kd.tasks.probabilities import Categorical
 
 
-class Classification(Task):
+class Classification(Categorical):
     select = "accuracy"
     problem_type = "single_label_classification"
+    labels_are_kinds = True
+    label_formula = "cross-entropy of the label"
+    divergence_formula = "T^2 KL(softmax(teacher / T) || softmax(student / T)), T = {T}, summed over classes"
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of logits ``[B, C]`` with labels ``[B]``: sum over rows, and B."""
         return F.cross_entropy(full(logits), labels, reduction="sum"), count_of(logits)
-
-    def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """T² KL of the softened distributions: sum over rows, and B."""
-        return softened_kl(student, teacher, temperature).sum(), count_of(student)
 
     def metrics(self, decision: Decision | None = None) -> MetricCollection:
         classes = len(self.label_names)

@@ -58,7 +58,7 @@ class FeatureExtraction(Task):
     labelled = False
     scored_against_teacher = True
     learns = False
-    softens = False
+    divergence_formula = "1 - cosine(student, teacher) of the texts' vectors"
 
     def __init__(self, label_names: Sequence[str] = ()) -> None:
         super().__init__(())

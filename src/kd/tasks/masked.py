@@ -11,8 +11,9 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from kd.errors import UserError
-from kd.losses.functional import full, softened_kl
-from kd.tasks.base import RESAMPLES, Decision, Reader, Task, count_of
+from kd.losses.functional import full
+from kd.tasks.base import RESAMPLES, Decision, Reader
+from kd.tasks.probabilities import Categorical
 from kd.units import UNLABELLED, MaskUnits, Units, logits_at
 
 LIKELIEST = 5  # tokens that a prediction names
@@ -41,7 +42,7 @@ class Mean(Metric):
         return mean.exp() if self.figure == "perplexity" else mean
 
 
-class MaskedLM(Task):
+class MaskedLM(Categorical):
     """``share`` of a row's tokens is chosen; ``compare`` says where logits are held against the teacher's: at the
     ``masked`` tokens, or at ``all`` real ones (Sanh et al. 2019 do that by default).
     """
@@ -51,6 +52,10 @@ class MaskedLM(Task):
     labelled = False
     unit = "hidden tokens"
     same_tokens = True
+    label_formula = "cross-entropy of the hidden token"
+    divergence_formula = (
+        "T^2 KL(softmax(teacher / T) || softmax(student / T)), T = {T}, summed over tokens of the vocabulary"
+    )
 
     def __init__(self, label_names: Sequence[str] = (), share: float = 0.15, compare: str = "masked") -> None:
         super().__init__([])
@@ -77,10 +82,6 @@ class MaskedLM(Task):
         """Cross-entropy of the tokens behind masks: sum, and their number."""
         total = F.cross_entropy(full(logits), labels, reduction="sum", ignore_index=UNLABELLED)
         return total, (labels != UNLABELLED).sum().float()
-
-    def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """T² KL over the vocabulary, at the places that are compared: sum, and their number."""
-        return softened_kl(student, teacher, temperature).sum(), count_of(student)
 
     def digest(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``[N, 2]``: the loss of each token, and the token guessed; whole vocabularies would fill the memory."""

@@ -11,8 +11,9 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MultilabelAUROC
 
-from kd.losses.functional import binary_kl, full
-from kd.tasks.base import Decision, Task, count_of
+from kd.losses.functional import full
+from kd.tasks.base import Decision, count_of
+from kd.tasks.probabilities import Binary
 
 THRESHOLDS = [i / 100 for i in range(1, 100)]
 
@@ -55,20 +56,19 @@ def f1(hits: Tensor, guessed: Tensor, real: Tensor) -> Tensor:
     return 2 * hits / (guessed + real).clamp(min=1)
 
 
-class Multilabel(Task):
+class Multilabel(Binary):
     """Labels are rows of 0 and 1, ``[B, C]``."""
 
     select = "micro_f1"
     problem_type = "multi_label_classification"
+    labels_are_kinds = True
+    label_formula = "binary cross-entropy, mean over the labels that a row may have"
+    divergence_formula = "T^2 binary KL(sigmoid(teacher / T) || sigmoid(student / T)), T = {T}, mean over labels"
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy, the mean over labels: sum over rows, and B."""
         loss = F.binary_cross_entropy_with_logits(full(logits), labels.to(full(logits).dtype), reduction="none")
         return loss.mean(-1).sum(), count_of(logits)
-
-    def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """T² binary KL, the mean over labels: sum over rows, and B."""
-        return binary_kl(student, teacher, temperature).mean(-1).sum(), count_of(student)
 
     def decide(self, logits: Tensor, labels: Tensor) -> Decision:
         metric = ThresholdF1(len(self.label_names), THRESHOLDS, "micro")

@@ -13,8 +13,9 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCohenKappa
 
-from kd.losses.functional import binary_kl, full
-from kd.tasks.base import Decision, Task, count_of
+from kd.losses.functional import full
+from kd.tasks.base import Decision, count_of
+from kd.tasks.probabilities import Binary
 from kd.tasks.regression import Column
 
 
@@ -28,11 +29,15 @@ def levels(logits: Tensor) -> Tensor:
     return (above(logits) > 0.5).sum(-1)
 
 
-class Ordinal(Task):
+class Ordinal(Binary):
     """``label_names`` go from the lowest level to the highest."""
 
     select = "kappa"
     problem_type = "multi_label_classification"  # what a head of independent sigmoids is to transformers
+    labels_are_kinds = True
+
+    label_formula = "binary cross-entropy of the thresholds that the level reaches, summed, over all thresholds (CORN)"
+    divergence_formula = "T^2 binary KL(sigmoid(teacher / T) || sigmoid(student / T)), T = {T}, mean over thresholds"
 
     @property
     def outputs(self) -> list[str]:
@@ -45,10 +50,6 @@ class Ordinal(Task):
         passed = (labels[:, None] > thresholds).to(full(logits).dtype)
         loss = F.binary_cross_entropy_with_logits(full(logits), passed, reduction="none")
         return (loss * asked).mean(-1).sum(), count_of(logits)
-
-    def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """T² binary KL, the mean over thresholds: sum over rows, and B."""
-        return binary_kl(student, teacher, temperature).mean(-1).sum(), count_of(student)
 
     def metrics(self, decision: Decision | None = None) -> MetricCollection:
         count = len(self.label_names)

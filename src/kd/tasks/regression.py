@@ -43,8 +43,9 @@ class Regression(Task):
     """
 
     select = "pearson"
-    softens = False
     problem_type = "regression"
+    label_formula = "(student - target)^2 / variance of the targets"
+    divergence_formula = "(student - teacher)^2 / variance of the targets"
 
     def __init__(self, label_names: Sequence[str]) -> None:
         super().__init__(label_names)

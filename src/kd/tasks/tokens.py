@@ -12,8 +12,9 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from kd.encoding import NO_TOKEN, Encode, pad
-from kd.losses.functional import full, softened_kl
-from kd.tasks.base import RESAMPLES, Decision, Reader, Task, count_of
+from kd.losses.functional import full
+from kd.tasks.base import RESAMPLES, Decision, Reader, count_of
+from kd.tasks.probabilities import Categorical
 from kd.units import Units, WordUnits
 
 BATCH = 32  # texts predicted together
@@ -82,10 +83,12 @@ class Accuracy(MulticlassAccuracy):
             super().update(logits, labels[:, 0])
 
 
-class TokenClassification(Task):
+class TokenClassification(Categorical):
     """Labels are ``[N, 2]``: each word's tag, and whether a row begins with it."""
 
     select = "f1"
+    label_formula = "cross-entropy of the tag"
+    divergence_formula = "T^2 KL(softmax(teacher / T) || softmax(student / T)), T = {T}, summed over tags"
     unit = "words"
 
     def auto_class(self) -> Any:
@@ -99,10 +102,6 @@ class TokenClassification(Task):
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy at the first token of each word: sum over words, and their number."""
         return F.cross_entropy(full(logits), labels[:, 0], reduction="sum"), count_of(logits)
-
-    def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """T² KL of the softened distributions at the first token of each word: sum over words, and their number."""
-        return softened_kl(student, teacher, temperature).sum(), count_of(student)
 
     def metrics(self, decision: Decision | None = None) -> MetricCollection:
         scores: dict[str, Metric | MetricCollection] = {
