@@ -18,7 +18,8 @@ from kd.check import check_values
 from kd.command_line import compose
 from kd.contradictions import contradictions
 from kd.errors import UserError
-from kd.models import check_positions, random_model, student_of_layers, tensor_shapes, tokenizer_for
+from kd.from_teacher import student_of_layers
+from kd.models import check_positions, random_model, tensor_shapes, tokenizer_for
 from kd.tasks import Classification
 
 FAMILIES = list(OWN)

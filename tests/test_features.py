@@ -7,7 +7,6 @@ import json
 import random
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from kd.fit import fit
 from kd.lit_module import FrozenTeacher
 from kd.losses import HardLabelLoss, Loss, SoftTargetLoss, VectorCosineLoss, VectorDistanceLoss
 from kd.models import load_model, random_model
-from kd.pair import make_student
+from kd.pair import Pair, make_student
 from kd.sources import TextData
 from kd.tables import Table
 from kd.tasks import Classification, FeatureExtraction, restored
@@ -293,7 +292,7 @@ def test_make_student_follows_the_teacher_that_is_there(tmp_path: Path) -> None:
     task.width = 80
     teacher = random_model(architecture(4, 128), task)
     task = FeatureExtraction()
-    pair: Any = SimpleNamespace(directories={"student": None}, tokenizers={"student": demo.tokenizer()})
+    pair = Pair({"student": None}, {"student": demo.tokenizer()})
     small = ["data=demo", "teacher=tiny_demo", "data.task=feature_extraction"]
     student = make_student(compose([*small, "student=tiny_demo"]), pair, teacher, task)
     assert student.output.weight.shape == (80, 96)

@@ -20,7 +20,8 @@ from kd.check import check_values
 from kd.command_line import compose
 from kd.contradictions import contradictions
 from kd.errors import UserError
-from kd.models import load_model, parameter_count, random_model, student_of_layers, tokenizer_for
+from kd.from_teacher import student_of_layers
+from kd.models import load_model, parameter_count, random_model, tokenizer_for
 from kd.signals import Recorder
 from kd.tasks import Classification, MaskedLM, Regression, Task, TokenClassification
 from kd.teacher import teacher_key

@@ -14,7 +14,8 @@ from kd import demo
 from kd.architecture import SHAPE, as_conf
 from kd.encoding import tokenizer_key
 from kd.errors import UserError
-from kd.models import config_of, head_linear, load_model, load_tokenizer, student_of_layers, tokenizer_for
+from kd.from_teacher import student_of_layers
+from kd.models import config_of, head_linear, load_model, load_tokenizer, tokenizer_for
 from kd.signals import Recorder
 from kd.tasks import Classification
 

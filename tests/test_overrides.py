@@ -18,7 +18,7 @@ from kd.command_line import check_command_line, compose
 from kd.contradictions import contradictions
 from kd.errors import UserError
 from kd.models import load_tokenizer
-from kd.pair import find_pair, make_student
+from kd.pair import Pair, find_pair, make_student
 from kd.tasks import Classification
 
 TASK = Classification(demo.LABELS)
@@ -32,7 +32,7 @@ SMALL = [
 
 def student_of(*lines: str, teacher: Any = None, directory: Path | None = None) -> Any:
     """The student of a run, made as run.py makes it."""
-    pair: Any = SimpleNamespace(directories={"student": directory}, tokenizers={"student": demo.tokenizer()})
+    pair = Pair({"student": directory}, {"student": demo.tokenizer()})
     cfg = compose(["data=demo", *lines])
     check_values(cfg)
     build_losses(cfg, TASK)

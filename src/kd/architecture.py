@@ -139,17 +139,30 @@ def stored_architecture(directory: Path) -> dict[str, Any]:
 
 
 def student_keep(cfg: DictConfig) -> Any:
-    keep = cfg.student.keep
+    keep = cfg.student.get("keep") or "uniform"
     return keep if isinstance(keep, str) else list(keep)
 
 
+def from_teacher(cfg: DictConfig) -> bool:
+    """Whether the student's weights are the teacher's: student=layers, or any other with student.weights=teacher."""
+    return str(cfg.student.weights) == "teacher"
+
+
 def named_architecture(cfg: DictConfig, role: str) -> dict[str, Any]:
-    """What the file of ``role`` says; for student=layers, the teacher's with the layers that are kept."""
+    """What the file of ``role`` says; for student=layers, the teacher's with the layers that are kept.
+
+    Another student of the teacher's weights has its vocabulary, and what else of its shape is no size to choose.
+    """
     if role == "student" and cfg.student.name == "layers":
         teacher = named_architecture(cfg, "teacher")
         kept = kept_layers(student_keep(cfg), cfg.student.num_layers, teacher["num_hidden_layers"])
         return teacher | {"num_hidden_layers": len(kept)}
-    return container(cfg[role].architecture)
+    named = container(cfg[role].architecture)
+    if role == "student" and from_teacher(cfg):
+        teacher = named_architecture(cfg, "teacher")
+        own = family(named["model_type"]).shape
+        named |= {key: teacher[key] for key in ("vocab_size", *own) if key in teacher}
+    return named
 
 
 def architecture(cfg: DictConfig, role: str) -> dict[str, Any]:
@@ -166,9 +179,9 @@ def without_overrides(cfg: DictConfig, role: str) -> dict[str, Any]:
 def pooling(cfg: DictConfig, role: str) -> str | None:
     """How the head of ``role``'s model pools, one of POOLINGS; None: as transformers' head of the family does.
 
-    A student of layers has the teacher's head.
+    A student of the teacher's weights has its head.
     """
-    found: str | None = cfg["teacher" if cfg[role].name == "layers" else role].get("pooling")
+    found: str | None = cfg["teacher" if role == "student" and from_teacher(cfg) else role].get("pooling")
     return found
 
 

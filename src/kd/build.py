@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kd import models, quantization
-from kd.architecture import architecture, container, family, student_keep, student_overrides
+from kd.architecture import architecture, container, family, from_teacher, student_keep, student_overrides
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
 from kd.labels.fit import check_fit
@@ -120,9 +120,10 @@ def model_configs(cfg: DictConfig, task: Task) -> tuple[Any, Any]:
     """The transformers configs of teacher and student. What each of a teacher's layers is goes with the layer."""
     shapes = {role: architecture(cfg, role) for role in ("teacher", "student")}
     teacher, student = (models.config_of(shape, task) for shape in shapes.values())
-    if cfg.student.name == "layers":
-        kept = kept_layers(student_keep(cfg), cfg.student.num_layers, shapes["teacher"]["num_hidden_layers"])
-        for field, entries in models.kept_fields(teacher, family(shapes["teacher"]["model_type"]), kept).items():
+    if from_teacher(cfg):
+        layers = (shapes[role]["num_hidden_layers"] for role in ("student", "teacher"))
+        kept = kept_layers(student_keep(cfg), *layers)
+        for field, entries in models.kept_fields(teacher, family(shapes["student"]["model_type"]), kept).items():
             if field not in student_overrides(cfg):
                 setattr(student, field, entries)
     return teacher, student

@@ -33,7 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": tuple(KINDS),
     "data.masked_lm.compare": ("masked", "all"),
     "teacher.fine_tune.when": ("auto", "always", "never"),
-    "student.keep": ("uniform", "first", "last"),
+    "student.keep": ("uniform", "first", "last", "distilbert"),
     "method.patient.layers": ("skip", "last"),
     "method.hidden.layers": ("uniform",),
     "method.balance": ("gradnorm",),
@@ -129,16 +129,17 @@ def check_values(cfg: DictConfig) -> None:
         value = value_of(cfg, key)
         if value is not None and not low <= value < high:
             raise UserError(f"{key}={value}: must be from {low} to below {high}.")
+    check_vocabulary(cfg)
     check_weights(cfg)
 
 
 def check_lists(cfg: DictConfig) -> None:
     """Layers are given as a list of whole numbers, pairs of layers as a list of lists of two."""
-    if "keep" in cfg.student:
-        keep = cfg.student.keep
+    keep = cfg.student.get("keep")
+    if keep is not None or cfg.student.name == "layers":
         is_list = isinstance(keep, ListConfig) and all(isinstance(layer, int) for layer in keep)
         if not is_list and not isinstance(keep, str):
-            raise UserError(f"student.keep={keep}: give uniform, first, last, or a list such as [1,3,5].")
+            raise UserError(f"student.keep={keep}: give uniform, first, last, distilbert, or a list such as [1,3,5].")
     for name, term in cfg.method.items():
         if isinstance(term, DictConfig) and "_target_" not in term:
             raise UserError(
@@ -158,6 +159,21 @@ def check_lists(cfg: DictConfig) -> None:
             )
 
 
+def check_vocabulary(cfg: DictConfig) -> None:
+    """``trim``, or a directory with a tokenizer."""
+    wanted = cfg.student.get("vocabulary")
+    if wanted is None or wanted == "trim":
+        return
+    directory = Path(str(wanted)).expanduser()
+    if not directory.is_dir():
+        raise UserError(
+            f"student.vocabulary={wanted}: no such directory.{nearest(str(wanted), ('trim',))} Known: null, trim, or a "
+            "directory with a tokenizer."
+        )
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"student.vocabulary={wanted}: there is no tokenizer.json in it.")
+
+
 def check_weights(cfg: DictConfig) -> None:
     for role in ("teacher", "student"):
         check_weights_word(role, cfg)
@@ -165,7 +181,9 @@ def check_weights(cfg: DictConfig) -> None:
 
 def check_weights_word(role: str, cfg: DictConfig) -> None:
     node = cfg[role]
-    words = ("teacher",) if node.name == "layers" else ("pretrained", "random")
+    words: tuple[str, ...] = ("pretrained", "random")
+    if role == "student":
+        words = ("teacher",) if node.name == "layers" else (*words, "teacher")
     weights = str(node.weights)
     if weights in words:
         return

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
-from kd.architecture import architecture, family, positions
+from kd.architecture import architecture, family, from_teacher, positions, student_keep
+from kd.layer_map import kept_layers
 
 VECTORS = "feature_extraction"  # the task of that name
 OF_TOKENS = ("token_classification", "masked_lm")
@@ -37,6 +40,7 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"Teacher and student both start from random weights, so neither brings a tokenizer, and data={data.name} "
             "has none: take one of them pretrained, or data=demo."
         )
+    found += teacher_contradictions(cfg)
     for part in (length_contradictions, shape_contradictions, vocabulary_contradictions, quantization_contradictions):
         found += part(cfg)
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
@@ -56,6 +60,55 @@ def shape_contradictions(cfg: DictConfig) -> list[str]:
     return found
 
 
+def teacher_contradictions(cfg: DictConfig) -> list[str]:
+    """What a student of the teacher's weights can be: of its family, or a DistilBERT of a BERT, and nowhere larger."""
+    if not from_teacher(cfg):
+        keep = cfg.student.get("keep")
+        own = f"student.weights={cfg.student.weights} takes none of them: add student.weights=teacher, or leave it out."
+        what = f"student.keep={keep} says which of the teacher's layers a student is made of; {own}"
+        return [what] if keep is not None else []
+    if cfg.student.name == "layers":
+        return []
+    teacher, student = (architecture(cfg, role) for role in ("teacher", "student"))
+    kinds = teacher["model_type"], student["model_type"]
+    if kinds[0] != kinds[1] and kinds != ("bert", "distilbert"):
+        return [
+            f"student.weights=teacher: student={cfg.student.name} is a {kinds[1]} and teacher={cfg.teacher.name} a "
+            f"{kinds[0]}. Weights go from a model to one of its own family, or from a bert to a distilbert: name such "
+            "a student, take student=layers, or student.weights=pretrained."
+        ]
+    kept_layers(
+        student_keep(cfg), student["num_hidden_layers"], teacher["num_hidden_layers"],
+        "student.overrides.num_hidden_layers",
+    )  # fmt: skip
+    larger = [
+        key for key in ("hidden_size", "intermediate_size", "max_position_embeddings") if student[key] > teacher[key]
+    ]
+    if larger:
+        ours, theirs = (", ".join(f"{key}={shape[key]}" for key in larger) for shape in (student, teacher))
+        fix = " ".join(f"student.overrides.{key}={teacher[key]}" for key in larger)
+        return [
+            f"student.weights=teacher: student={cfg.student.name} has {ours}, and its teacher only {theirs}. "
+            f"Set {fix}, or less."
+        ]
+    return whole_heads(teacher, student)
+
+
+def whole_heads(teacher: dict[str, Any], student: dict[str, Any]) -> list[str]:
+    """Heads are kept or left out whole, so the student's have the width of the teacher's."""
+    width, theirs = (each["hidden_size"] // each["num_attention_heads"] for each in (student, teacher))
+    size, heads = student["hidden_size"], student["num_attention_heads"]
+    if size == theirs * heads:
+        return []
+    whole = max(size // theirs, 1)
+    sizes = (("hidden_size", whole * theirs, size), ("num_attention_heads", whole, heads))
+    fix = [f"student.overrides.{key}={value}" for key, value, there in sizes if value != there]
+    return [
+        f"student.weights=teacher: heads are kept whole, so the student's are as wide as the teacher's, {theirs}; "
+        f"hidden_size={size} and num_attention_heads={heads} would make them {width}. Set {' '.join(fix)}."
+    ]
+
+
 def length_contradictions(cfg: DictConfig) -> list[str]:
     """More tokens than a model has positions; of student=layers, which has its teacher's, said once."""
     own, found = cfg.teacher.max_length is not None, []
@@ -71,15 +124,30 @@ def length_contradictions(cfg: DictConfig) -> list[str]:
 
 def vocabulary_contradictions(cfg: DictConfig) -> list[str]:
     """A model that starts random reads with the other's tokenizer; data=demo brings one that fits all."""
+    found = []
+    if (other := cfg.student.get("vocabulary")) is not None:
+        if cfg.data.task == "masked_lm":
+            found.append(
+                f"student.vocabulary={other}: data.task=masked_lm compares the chances of every piece of the teacher's "
+                "vocabulary, so the student has the same. Leave it out."
+            )
+        if "vocab_size" in cfg.student.overrides:
+            found.append(
+                f"student.overrides.vocab_size={cfg.student.overrides.vocab_size}: the size is that of "
+                f"student.vocabulary={other}. Leave it out."
+            )
     if cfg.student.name == "layers" or cfg.data.name == "demo":
-        return []
+        return found
     sizes = {role: architecture(cfg, role)["vocab_size"] for role in ("teacher", "student")}
     where = {"teacher": "teacher.architecture", "student": "student.overrides"}
-    return [
+    return found + [
         f"{role}.weights=random: it reads with the tokenizer of the {other}, which has {sizes[other]} entries, and has "
         f"embeddings for {sizes[role]} only: set {where[role]}.vocab_size={sizes[other]}."
         for role, other in (("teacher", "student"), ("student", "teacher"))
-        if cfg[role].weights == "random" and cfg[other].weights != "random" and sizes[role] < sizes[other]
+        if cfg[role].weights == "random"
+        and cfg[other].weights != "random"
+        and sizes[role] < sizes[other]
+        and (role == "teacher" or cfg.student.get("vocabulary") is None)
     ]
 
 
@@ -95,17 +163,17 @@ def quantization_contradictions(cfg: DictConfig) -> list[str]:
 
 
 def pooling_contradictions(cfg: DictConfig) -> list[str]:
-    """A student of layers has the teacher's head."""
+    """A student of the teacher's weights has its head."""
     own, teachers = (cfg[role].get("pooling") for role in ("student", "teacher"))
     if cfg.data.task in OF_TOKENS and (own or teachers):
         return [
             f"data.task={cfg.data.task} has an answer for single tokens and none for a whole text, so nothing is "
             "pooled: leave teacher.pooling and student.pooling out."
         ]
-    if cfg.student.name != "layers" or own in (None, teachers):
+    if not from_teacher(cfg) or own in (None, teachers):
         return []
     return [
-        f"student.pooling={own}: student=layers has its teacher's head, and teacher.pooling="
+        f"student.pooling={own}: a student of the teacher's weights has its head, and teacher.pooling="
         f"{'null' if teachers is None else teachers}. Set teacher.pooling={own} too, or leave it out."
     ]
 

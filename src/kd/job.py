@@ -124,16 +124,19 @@ def start(cfg: DictConfig) -> float | None:
     return score
 
 
+WORDS = ("pretrained", "random", "teacher", "trim")  # no paths, whatever lies here
+
+
 def own_paths(cfg: DictConfig) -> DictConfig:
     """The user's files and directories by their whole paths, so that a run can be resumed from anywhere."""
-    places = ["teacher.weights", "student.weights"]
+    places = ["teacher.weights", "student.weights", "student.vocabulary"]
     if cfg.data.name == "files":
         places += ["data.train", "data.validation", "data.test"]
     if cfg.data.name == "hub":
         places += ["data.id"]
     for key in places:
         value = OmegaConf.select(cfg, key)
-        if isinstance(value, str) and Path(value).expanduser().exists():
+        if isinstance(value, str) and value not in WORDS and Path(value).expanduser().exists():
             OmegaConf.update(cfg, key, str(Path(value).expanduser().resolve()))
     return cfg
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kd.errors import UserError
 
 Pairs = list[tuple[int, int]]
+DISTILBERT = (1, 3, 5, 8, 10, 12)
 
 
 def uniform(count: int, of: int) -> list[int]:
@@ -17,8 +18,14 @@ def uniform(count: int, of: int) -> list[int]:
     return [(2 * i * of + count) // (2 * count) for i in range(1, count + 1)]
 
 
-def kept_layers(keep: str | Sequence[int], num_layers: int | None, teacher_layers: int) -> list[int]:
-    """The teacher's layers that ``student=layers`` is made of. Raises UserError if that cannot be."""
+def kept_layers(
+    keep: str | Sequence[int], num_layers: int | None, teacher_layers: int, key: str = "student.num_layers"
+) -> list[int]:
+    """The teacher's layers that a student is made of. Raises UserError if that cannot be.
+
+    ``key`` is the setting that says how many there are. ``distilbert`` is what Sanh et al. 2019 took of twelve layers
+    (section 3; the published scripts), one of two but for the last two.
+    """
     if not isinstance(keep, str):
         kept = [int(layer) for layer in keep]
         wrong = [layer for layer in kept if not 1 <= layer <= teacher_layers]
@@ -28,14 +35,19 @@ def kept_layers(keep: str | Sequence[int], num_layers: int | None, teacher_layer
             )
         if num_layers is not None and num_layers != len(kept):
             raise UserError(
-                f"student.keep={kept} names {len(kept)} layers but student.num_layers={num_layers}: "
-                f"add student.num_layers={len(kept)}."
+                f"student.keep={kept} names {len(kept)} layers but {key}={num_layers}: add {key}={len(kept)}."
             )
         return kept
     if num_layers is None or not 1 <= num_layers <= teacher_layers:
-        raise UserError(
-            f"student.num_layers={num_layers}: the teacher has {teacher_layers} layers, give 1 to {teacher_layers}."
-        )
+        raise UserError(f"{key}={num_layers}: the teacher has {teacher_layers} layers, give 1 to {teacher_layers}.")
+    if keep == "distilbert":
+        if (num_layers, teacher_layers) != (len(DISTILBERT), 12):
+            raise UserError(
+                f"student.keep=distilbert takes the layers {', '.join(map(str, DISTILBERT))} of twelve, and here it is "
+                f"{num_layers} of {teacher_layers}: take a teacher of 12 layers with {key}={len(DISTILBERT)}, or "
+                "student.keep=uniform."
+            )
+        return list(DISTILBERT)
     if keep == "first":
         return list(range(1, num_layers + 1))
     if keep == "last":

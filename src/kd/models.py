@@ -15,7 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from kd import heads
 from kd.architecture import Family, as_transformers, family, positions, stored_architecture
 from kd.errors import UserError
-from kd.layer_map import kept_layers
 from kd.tasks.base import Task
 
 
@@ -119,10 +118,12 @@ def with_new_head(directory: Path, config: Any, task: Task, pooling: str | None)
     return Loaded(model.eval(), has_head=not heads.learned(model))
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, alone: bool = False) -> Any:
+    """The tokenizer of a model's directory, or one that lies there ``alone``."""
     from transformers import AutoTokenizer
 
-    stored_architecture(directory)  # transformers would ask for other files
+    if not alone:
+        stored_architecture(directory)  # transformers would ask for other files
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -208,38 +209,6 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = states.float().chunk(2, dim=-1)
     turned = states.float() * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
     return turned.to(states.dtype)
-
-
-def student_of_layers(teacher: Any, keep: Any, num_layers: int | None) -> Any:
-    """A copy of the teacher that keeps only some of its layers (counted from 1), and everything else."""
-    kept = kept_layers(keep, num_layers, teacher.config.num_hidden_layers)
-    student = copy.deepcopy(teacher)
-    layers, own = encoder_layers(student), family(student.config.model_type)
-    holder, _, name = own.layers.rpartition(".")
-    setattr(student.base_model.get_submodule(holder), name, nn.ModuleList(layers[i - 1] for i in kept))
-    student.config.num_hidden_layers = len(kept)
-    for field, entries in kept_fields(teacher.config, own, kept).items():
-        setattr(student.config, field, entries)
-    if own.bare_first and kept[0] > 1:
-        bare(layers[kept[0] - 1], *own.bare_first)
-    return student.requires_grad_(True).eval()
-
-
-@torch.no_grad()
-def bare(layer: nn.Module, norm_name: str, linear_name: str) -> None:
-    """Takes away a layer norm that the family's first layer has not, since what it reads is normed already.
-
-    Centring and weight of the norm go into the linear layer behind it (and a bias, where both have one): what is lost
-    is the division by the spread of each token's state, which is 1 behind embeddings whose norm has weight 1.
-    """
-    norm, linear = layer.get_submodule(norm_name), layer.get_submodule(linear_name)
-    assert isinstance(norm, nn.LayerNorm)
-    assert isinstance(linear, nn.Linear)
-    if norm.bias is not None and linear.bias is not None:
-        linear.bias.add_(linear.weight @ norm.bias)
-    linear.weight *= norm.weight
-    linear.weight -= linear.weight.mean(1, keepdim=True)
-    setattr(layer, norm_name, nn.Identity())
 
 
 def start_head(model: Any, task: Task) -> None:

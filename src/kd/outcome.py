@@ -52,6 +52,7 @@ def save_converted(
 def finish_report(
     cfg: DictConfig, entries: list[report.Entry], rows: TextDataModule, task: Task, fitted: Fitted,
     callback: QuantizationCallback | None, device: torch.device, teacher_beats_chance: bool,
+    made: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     report.score(entries, rows, task, device)
     if cfg.report.measure:
@@ -88,6 +89,7 @@ def finish_report(
             "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
             "peak memory": f"{memory / 1e9:.2f} GB",
         }
+        | made
         | more
         | (fitted.module.gradients.described() if fitted.module.gradients else {}),
         "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},

@@ -15,9 +15,11 @@ from kd.architecture import (
     architecture,
     as_conf,
     container,
+    from_teacher,
     named_architecture,
     pooling,
     shape_fields,
+    student_overrides,
     without_overrides,
 )
 from kd.contradictions import VECTORS
@@ -25,6 +27,9 @@ from kd.errors import UserError, nearest
 
 STARTING = ("initializer_range", "initializer_cutoff_factor", "sinusoidal_pos_embds")  # they say how weights start
 SPECIAL = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep"))  # the tokenizer's
+SLICED = (  # sizes that a student of the teacher's weights may have smaller than the teacher's
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings",
+)  # fmt: skip
 HARMLESS = ("chunk_size_feed_forward",)  # of the fields that all configs have; the others kd or transformers sets
 
 
@@ -76,14 +81,19 @@ def idle_in_head(cfg: DictConfig, model_type: str) -> tuple[str, ...]:
 
 def check_shape_fields(cfg: DictConfig, named: dict[str, Any]) -> None:
     """Sizes are whole numbers; a student that has weights keeps the sizes of these."""
-    sizes = shape_fields(named["model_type"])
+    sizes, sliced = shape_fields(named["model_type"]), from_teacher(cfg) and cfg.student.name != "layers"
     for key, value in container(cfg.student.overrides).items():
         conf_key = next(iter(as_conf({key: value}, named["model_type"])))
         if conf_key in sizes and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UserError(f"student.overrides.{key}={value}: must be a whole number above 0.")
         if cfg.student.weights == "random":
             continue
-        if conf_key in sizes and value != named[conf_key]:
+        if sliced and conf_key in sizes and conf_key not in SLICED:
+            raise UserError(
+                f"student.overrides.{key}={value}: with student.weights=teacher it is the teacher's. Leave it out"
+                f"{'; student.vocabulary is for other tokens.' if key == 'vocab_size' else '.'}"
+            )
+        if conf_key in sizes and value != named[conf_key] and not sliced:
             raise UserError(f"student.overrides.{key}={value}: {fits_only(cfg, f'{conf_key}={named[conf_key]}')}")
         if key in STARTING:
             raise UserError(
@@ -118,7 +128,9 @@ def check_model(cfg: DictConfig, task: Any) -> None:
         raise UserError(f"{shown}: no model can be made so: {' '.join(str(error).split())}.") from error
     if cfg.student.weights == "random":
         return
-    there = tensor_shapes(without_overrides(cfg, "student"), task)
+    sizes = shape_fields(architecture(cfg, "student")["model_type"])
+    resized = {key: value for key, value in student_overrides(cfg).items() if key in sizes}
+    there = tensor_shapes(without_overrides(cfg, "student") | resized, task)
     for name in sorted(made.keys() | there.keys()):
         if made.get(name) != there.get(name):
             raise UserError(f"{shown}: {fits_only(cfg, f'{name} of shape {there.get(name, ())}')}")

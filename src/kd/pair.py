@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kd.architecture import (
     architecture,
     as_conf,
     container,
+    from_teacher,
     pooling,
     shape_fields,
     student_keep,
@@ -24,11 +25,14 @@ from kd.datamodule import TextDataModule
 from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings
+from kd.from_teacher import student_from_teacher
 from kd.losses import Loss
 from kd.sources import TextData
 from kd.store import Wanted, content_key, directory_hash, fetch
 from kd.tasks import Task
 from kd.teacher import FineTune, check_labels, fine_tuned
+from kd.transplant import transplant
+from kd.vocabulary import trimmed
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Pair:
 
     directories: dict[str, Path | None]
     tokenizers: dict[str, Any]
+    before: Any = None  # the tokenizer that the student's weights know, where student.vocabulary gives it another
+    same_pieces: bool = False  # it cuts the training texts into the same pieces as that one
+    made: dict[str, str] = field(default_factory=dict)  # what the student was made of, by what is told
 
 
 def find_pair(cfg: DictConfig, data: TextData) -> Pair:
@@ -53,21 +60,35 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
     own: dict[str, Any] = {role: models.load_tokenizer(path) if path else None for role, path in directories.items()}
     teacher = own["teacher"] or data.tokenizer or own["student"]
     student = own["student"] or teacher  # they read alike where they can
-    if cfg.student.weights == "random" and len(student) > architecture(cfg, "student")["vocab_size"]:
+    before, same = None, False
+    if cfg.student.get("vocabulary") is not None:
+        before = student
+        student, same = other_vocabulary(cfg.student.vocabulary, student, data)
+    elif cfg.student.weights == "random" and len(student) > architecture(cfg, "student")["vocab_size"]:
         student = data.tokenizer or student
-    return Pair(
-        directories,
-        {
-            role: models.tokenizer_for(architecture(cfg, role)["model_type"], tokenizer)
-            for role, tokenizer in (("student", student), ("teacher", teacher))
-        },
-    )
+    tokenizers = {
+        role: models.tokenizer_for(architecture(cfg, role)["model_type"], tokenizer)
+        for role, tokenizer in (("student", student), ("teacher", teacher))
+    }
+    return Pair(directories, tokenizers, before, same)
+
+
+def other_vocabulary(wanted: str, tokenizer: Any, data: TextData) -> tuple[Any, bool]:
+    """What student.vocabulary asks for, and whether it cuts the training texts into the same pieces as before.
+
+    All training texts count, whatever data.limit: runs of any limit have one vocabulary.
+    """
+    if wanted == "trim":
+        return trimmed(tokenizer, data.splits["train"])
+    return models.load_tokenizer(Path(wanted).expanduser(), alone=True), False
 
 
 def check_token_level(losses: dict[str, Loss], pair: Pair, task: Task) -> None:
-    """States of single tokens can be compared only if both models read the same tokens."""
+    """States of single tokens can be compared only if both models read the same tokens, by whatever ids."""
     student, teacher = (pair.tokenizers[role] for role in ("student", "teacher"))
-    if tokenizer_key(student, inputs=False) != tokenizer_key(teacher, inputs=False):
+    key = tokenizer_key(teacher, inputs=False)
+    as_before = pair.same_pieces and tokenizer_key(pair.before, inputs=False) == key and not task.same_tokens
+    if tokenizer_key(student, inputs=False) != key and not as_before:
         refuse_token_level(losses, f"different tokenizers ({first_difference(student, teacher)})", task)
 
 
@@ -154,10 +175,18 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
     L.seed_everything(cfg.seed, verbose=False)  # the same start for every method
     task.follow(teacher)
     directory = pair.directories["student"]
-    if cfg.student.name == "layers":
-        student = models.student_of_layers(teacher, student_keep(cfg), cfg.student.num_layers)
+    if from_teacher(cfg):
+        shape = architecture(cfg, "student")
+        if cfg.student.name == "layers":
+            shape = {key: shape[key] for key in ("model_type", "num_hidden_layers")}
+        student, told = student_from_teacher(teacher, student_keep(cfg), shape)
+        pair.made["student from the teacher"] = "; ".join(told)
     elif directory is None:
-        student = models.random_model(architecture(cfg, "student"), task, pair.tokenizers["student"])
+        shape = architecture(cfg, "student")
+        if pair.before is not None:
+            shape |= {"vocab_size": len(pair.tokenizers["student"])}
+            pair.made["student vocabulary"] = f"{len(pair.before):,} -> {shape['vocab_size']:,} pieces"
+        student = models.random_model(shape, task, pair.tokenizers["student"])
     else:
         loaded = models.load_model(directory, task, pooling(cfg, "student"))
         student = loaded.model
@@ -169,6 +198,8 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
                 f"student.weights={directory} has a head with other labels than the data: remove the head or take "
                 "other weights."
             )
+    if pair.before is not None and cfg.student.weights != "random":
+        pair.made["student vocabulary"] = transplant(student, pair.before, pair.tokenizers["student"])
     if cfg.student.name != "layers":
         models.check_vocabulary("student", pair.tokenizers["student"], student.config)
         models.check_positions("student", pair.tokenizers["student"], student.config, cfg.data.max_length)

@@ -76,7 +76,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     )
 
     student = make_student(cfg, pair, teacher, task)
-    say(entries[0], student, losses, task, cfg)
+    say(entries[0], student, losses, task, cfg, pair)
     callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation
@@ -97,7 +97,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     entries.append(save_student(output, student, pair, cfg, data, task))
     if callback is not None:
         entries.append(save_converted(output, callback, pair, cfg, data, task, entries[-1].parameters))
-    finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows)
+    finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows, pair.made)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")
     return score if task.higher_is_better else -score
@@ -158,6 +158,7 @@ def say(
     losses: dict[str, Loss],
     task: Task,
     cfg: DictConfig,
+    pair: Pair,
 ) -> None:
     """What is about to be trained, and by which formula."""
     config = student.config
@@ -169,6 +170,8 @@ def say(
         f"Student: {cfg.student.name}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{models.parameter_count(student) / 1e6:.1f} M parameters; quantization {cfg.quant.name}"
     )
+    for what, done in pair.made.items():
+        print(f"{what.capitalize()}: {done}")
     if models.parameter_count(student) > teacher.parameters:
         print("The student is larger than its teacher.")
     print(f"Loss ({cfg.method.name}), learning rate {cfg.optimizer.lr:g}:")
