@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from kd.build import build, make_task  # noqa: E402
 from kd.command_line import compose  # noqa: E402
-from kd.models import load_model, load_tokenizer, random_model, student_of_layers  # noqa: E402
+from kd.from_teacher import student_of_layers  # noqa: E402
+from kd.models import load_model, load_tokenizer, random_model  # noqa: E402
 from kd.store import Wanted, fetch  # noqa: E402
 
 SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}  # in RoBERTa's order

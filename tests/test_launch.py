@@ -144,8 +144,8 @@ def test_choices_exist() -> None:
     everything = {
         key
         for lines in (
-            ["student=layers", "method=feature"],
-            ["method=pkd", "data=files"],
+            ["student=layers", "data=files"],
+            *([f"method={method}"] for method in options("method")),
             ["teacher=roberta_base", "student=electra_small"],
             ["teacher=electra_small", "student=roberta_base"],
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 EVERY = 100  # optimizer steps; each time costs one more backward pass for each term
 FEW, NEARLY_ALL = 0.01, 0.99
-SMALLEST = 1e-4  # of the largest norm: a term that vanishes is not blown up without bound
+SMALLEST = 1e-6  # of the largest norm: a term that vanishes is not blown up without bound
 
 
 class GradientWatch:
