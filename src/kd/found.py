@@ -16,7 +16,7 @@ from kd.resume import HARMLESS, leaves
 
 NAMES = ("data", "teacher", "student", "method", "quant")
 # What does not determine the scores of a run that finished.
-NO_RESULT = (*HARMLESS, "teacher.gate", "trainer.log_every_n_steps")
+NO_RESULT = (*HARMLESS, "teacher.gate", "trainer.log_every_n_steps", "method.diagnose")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def read_run(directory: Path) -> Run:
         raise ValueError(f"config.yaml has seed={seed}, which is no whole number")
     kept = {
         key: value for key, value in settings.items()
-        if not any(key == other or key.startswith(f"{other}.") for other in NO_RESULT)
+        if value is not None  # an earlier kd, which had no such setting, left it out
+        and not any(key == other or key.startswith(f"{other}.") for other in NO_RESULT)
     }  # fmt: skip
     return Run(directory, report, kept, seed, (directory / "report.json").stat().st_mtime)
 

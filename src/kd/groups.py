@@ -79,7 +79,8 @@ def comes_with_a_name(settings: dict[str, Any], key: str) -> bool:
     section = key.partition(".")[0]
     if section not in NAMES or key == f"{section}.name":
         return False
-    default = defaults(section, settings[f"{section}.name"]).get(key, NONE)
+    default = defaults(section, settings[f"{section}.name"]).get(key)
+    default = NONE if default is None else default  # as settings have it
     return settings.get(key, NONE) == default or str(default).startswith("${")
 
 
