@@ -31,7 +31,7 @@ TASK = Classification(["negative", "positive"])
 TOO_FEW = "student.num_layers=3: the teacher has 2 layers"
 TOO_DEEP = "is too deep to have each paired"
 NO_VECTORS = "it compares vectors of texts, and this task's models give something else"
-TWO_CLASSES = "fewer than three outputs of which one is right"
+TWO_CLASSES = "three outputs or more of which one is right"
 OTHER_HEADS = "it compares attention heads one by one"
 WINDOW = "attends within a sliding window only"
 OTHER_TOKENS = "token by token, but teacher and student have different tokenizers"

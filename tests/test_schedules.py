@@ -41,6 +41,8 @@ def test_factors(given: Any, factors: list[float]) -> None:
         ("weight_schedule", STEP | {"at": [0.75, 0.5]}, "one entry more than at, whose shares rise"),
         ("weight_schedule", STEP | {"at": [50, 75]}, "shares of the steps, above 0 and below 1"),
         ("weight_schedule", STEP | {"factors": "1,0"}, "no list of numbers"),
+        ("weight_schedule", {"name": "linear", "start": math.nan, "end": 1}, "no list of numbers"),
+        ("weight_schedule", {"name": ["linear"], "start": 0, "end": 1}, "give one of constant"),
         ("weight_schedule", STEP | {"factors": [0, 0, 0]}, "not all of them are 0"),
         ("weight_schedule", {"name": "linear", "start": 1, "end": -1}, "factors are 0 or more"),
         ("temperature_schedule", "linear_down", "a temperature is above 0"),
@@ -57,7 +59,9 @@ def test_what_is_no_schedule_is_refused(key: str, given: Any, answer: str) -> No
     [
         ("method.hard.temperature_schedule=linear_up", "this term has no temperature"),
         ("method.sof.weight_schedule=linear_up", "no setting 'method.sof'"),
-        ("method.soft.wieght_schedule=linear_up", "no setting 'method.soft.wieght_schedule'"),
+        ("method.soft.wieght_schedule=linear_up", "Did you mean 'weight_schedule'"),
+        ("method.soft.temprature=2", "Did you mean 'temperature'"),
+        ("method.patient.xyz=2", "method.patient has method.patient.weight"),
         ("method.soft.weight_schedule.name=linear", "linear takes start and end"),
     ],
 )

@@ -177,7 +177,7 @@ def test_what_are_no_probabilities_is_refused(task: Task, loss: Loss) -> None:
                          ids=lambda t: type(t).__name__)  # fmt: skip
 @pytest.mark.parametrize("loss", [StandardizedLogitLoss(1.0, 2.0), InterClassLoss(1.0, 1.0)])
 def test_two_numbers_that_are_shifted_and_scaled_are_refused(loss: Loss, task: Task) -> None:
-    with pytest.raises(UserError, match="fewer than three outputs of which one is right"):
+    with pytest.raises(UserError, match="three outputs or more of which one is right"):
         set_up(loss, task)
 
 

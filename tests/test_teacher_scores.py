@@ -11,6 +11,7 @@ from conftest import model
 
 from kd import teacher_scores
 from kd.datamodule import TextDataModule
+from kd.models import load_model
 from kd.report import Entry
 from kd.run import score_teacher
 from kd.sources import TextData
@@ -73,4 +74,7 @@ def test_the_key_knows_weights_texts_length_and_task(text: TextData, tmp_path: P
         teacher_scores.scores_key(teacher, data(), task, torch.device("cuda")),
     ]
     assert len({*keys}) == len(keys)
+    teacher.save_pretrained(tmp_path / "kept")
+    again = load_model(tmp_path / "kept", task).model
+    assert keys[0] == teacher_scores.scores_key(again, data(), task, CPU)
     assert keys[0] == teacher_scores.scores_key(model(2, 32), data(batch_size=4, seed=3), task, CPU)

@@ -26,7 +26,7 @@ from kd.from_teacher import student_of_layers
 from kd.models import load_model, load_tokenizer, random_model, tokenizer_for
 from kd.pair import Pair, check_token_level, find_pair, make_student
 from kd.tasks import Classification
-from kd.transplant import transplant
+from kd.transplant import check_tokenizer, transplant
 from kd.vocabulary import trimmed
 
 TASK = Classification(demo.LABELS)
@@ -158,9 +158,18 @@ def test_word_pieces_and_byte_pairs_are_told_apart_by_what_they_stand_for(old: s
 
 
 def test_a_robertas_padding_keeps_its_id() -> None:
-    small = model(1, 32, model_type="roberta")
     with pytest.raises(UserError, match="which is 1 in its own vocabulary and 0 in the other"):
-        transplant(small, of_class("roberta"), of_class("bert"))
+        check_tokenizer(of_class("roberta"), of_class("bert"), "roberta", pairs=False)
+
+
+def test_a_tokenizer_that_no_encoder_can_read_with_is_refused_before_the_teacher_is_trained() -> None:
+    bare = of_class("bert")
+    bare.pad_token = None
+    with pytest.raises(UserError, match="has no pad token"):
+        check_tokenizer(of_class("bert"), bare, "bert", pairs=False)
+    check_tokenizer(of_class("bert"), of_class("roberta"), "bert", pairs=False)
+    with pytest.raises(UserError, match="texts are pairs"):
+        check_tokenizer(of_class("bert"), of_class("roberta"), "bert", pairs=True)
 
 
 @pytest.fixture
@@ -175,7 +184,9 @@ def lines(tmp_path: Path) -> list[str]:
 
 
 def demo_data() -> Any:
-    return SimpleNamespace(tokenizer=None, splits={"train": Dataset.from_dict({"text": sentences()[:3]})})
+    return SimpleNamespace(
+        tokenizer=None, text_columns=("text",), splits={"train": Dataset.from_dict({"text": sentences()[:3]})}
+    )
 
 
 @pytest.mark.parametrize(

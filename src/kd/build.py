@@ -136,15 +136,17 @@ def build_losses(cfg: DictConfig, task: Task) -> dict[str, Loss]:
     losses = {}
     for name, node in cfg.method.items():
         if isinstance(node, DictConfig):
-            losses[str(name)] = loss = build(OmegaConf.masked_copy(node, [str(key) for key in node if key not in KEYS]))
             try:
+                loss = build(OmegaConf.masked_copy(node, [str(key) for key in node if key not in KEYS]))
+                losses[str(name)] = loss
                 loss.setup(student, teacher, task)
                 loss.follow(schedules_of(f"method.{name}", container(node)))
             except UserError as error:
                 raise UserError(f"method.{name}: {error}") from error
-    if all(cfg[role].weights == "pretrained" for role in ("teacher", "student")) and (
-        student.vocab_size != teacher.vocab_size
-    ):
+    own = cfg.student.get("vocabulary") is None and all(
+        cfg[role].weights == "pretrained" for role in ("teacher", "student")
+    )
+    if own and student.vocab_size != teacher.vocab_size:
         sizes = f"{student.vocab_size} entries against {teacher.vocab_size}"
         refuse_token_level(losses, f"different tokenizers ({sizes})", task)
     if (cfg.teacher.max_length or cfg.data.max_length) != cfg.data.max_length:

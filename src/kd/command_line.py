@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.architecture import as_conf
 from kd.errors import UserError, nearest
+from kd.schedules import KEYS
 from kd.tables import stem_of
 
 NARROW = 768
@@ -127,11 +128,23 @@ def check_keys(overrides: list[Override], groups: list[str]) -> None:
         opened = isinstance(parent, dict) and "_target_" in parent and override.is_add()
         opened = opened or bool(OPEN.match(key))  # kd.overrides and kd.schedules look at those
         if key not in known and not opened:
-            hint = elsewhere(key) or nearest(key, known if "." in key else [*top, *known])
+            hint = of_term(key, known) or elsewhere(key) or nearest(key, known if "." in key else [*top, *known])
             shown = override.input_line or key
             raise UserError(f"{shown}: there is no setting {key!r}.{hint} All settings: --cfg job.")
         if not override.is_delete():
             check_type(key, override.value(), known.get(key, (None, False))[0])
+
+
+def of_term(key: str, known: Collection[str]) -> str:
+    """A hint for a slip in a setting of a loss term that is there, schedules included."""
+    term = key.rpartition(".")[0]
+    if not key.startswith("method.") or f"{term}._target_" not in known:
+        return ""
+    own = [name for name in known if name.startswith(f"{term}.") and not name.endswith("_")]
+    own += [f"{term}.{name}" for name, attribute in KEYS.items() if f"{term}.{attribute}" in own]
+    return (
+        nearest(key.rpartition(".")[2], [name.rpartition(".")[2] for name in own]) or f" {term} has {', '.join(own)}."
+    )
 
 
 def elsewhere(key: str) -> str:
@@ -146,7 +159,8 @@ def elsewhere(key: str) -> str:
     if not having:
         return ""
     close = difflib.get_close_matches(rest, having, n=1, cutoff=0.0)[0]
-    return f" {', '.join(having[close])} {'have' if len(having[close]) > 1 else 'has'} {group}.{close}."
+    more = " For other students it is student.overrides.num_hidden_layers." if key == "student.num_layers" else ""
+    return f" {', '.join(having[close])} {'have' if len(having[close]) > 1 else 'has'} {group}.{close}.{more}"
 
 
 def check_type(key: str, value: Any, default: Any) -> None:

@@ -21,6 +21,8 @@ from kd.sources import TextData
 from kd.store import write_text
 from kd.tasks import Task
 
+SHARES = "These weights are shares of the gradient: method.balance=gradnorm makes them so."
+
 
 def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: TextData, task: Task) -> report.Entry:
     size = artefact.save_float(
@@ -47,6 +49,11 @@ def save_converted(
     )  # fmt: skip
     print(f"{name}: {callback.summary}")
     return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
+
+
+def notes(made: dict[str, str]) -> list[str]:
+    """What a model card says of how the student was made."""
+    return [f"{what.capitalize()}: {done}." for what, done in made.items()]
 
 
 def finish_report(
@@ -76,10 +83,11 @@ def finish_report(
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
         "head": heads.described(entries[1].model, task),
-        "note": f"{note}\n\n" if (note := task.note(entries[1].decision)) else "",
+        "note": "".join(f"{note}\n\n" for note in (task.note(entries[1].decision), *notes(made)) if note),
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
         "quantization": str(callback.summary) if callback else "none",
         "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
+        "weights": f"{SHARES}\n\n" if cfg.method.balance is not None else "",
         "about": {
             "kd": kd.__version__,
             "torch": torch.__version__,

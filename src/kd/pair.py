@@ -31,7 +31,7 @@ from kd.sources import TextData
 from kd.store import Wanted, content_key, directory_hash, fetch
 from kd.tasks import Task
 from kd.teacher import FineTune, check_labels, fine_tuned
-from kd.transplant import transplant
+from kd.transplant import check_tokenizer, transplant
 from kd.vocabulary import trimmed
 
 
@@ -63,7 +63,7 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
     before, same = None, False
     if cfg.student.get("vocabulary") is not None:
         before = student
-        student, same = other_vocabulary(cfg.student.vocabulary, student, data)
+        student, same = other_vocabulary(cfg, student, data)
     elif cfg.student.weights == "random" and len(student) > architecture(cfg, "student")["vocab_size"]:
         student = data.tokenizer or student
     tokenizers = {
@@ -73,14 +73,18 @@ def find_pair(cfg: DictConfig, data: TextData) -> Pair:
     return Pair(directories, tokenizers, before, same)
 
 
-def other_vocabulary(wanted: str, tokenizer: Any, data: TextData) -> tuple[Any, bool]:
+def other_vocabulary(cfg: DictConfig, tokenizer: Any, data: TextData) -> tuple[Any, bool]:
     """What student.vocabulary asks for, and whether it cuts the training texts into the same pieces as before.
 
     All training texts count, whatever data.limit: runs of any limit have one vocabulary.
     """
+    wanted, model_type = cfg.student.vocabulary, architecture(cfg, "student")["model_type"]
     if wanted == "trim":
-        return trimmed(tokenizer, data.splits["train"])
-    return models.load_tokenizer(Path(wanted).expanduser(), alone=True), False
+        found, same = trimmed(tokenizer, data.splits["train"])
+    else:
+        found, same = models.load_tokenizer(Path(wanted).expanduser(), alone=True), False
+    check_tokenizer(tokenizer, found, model_type, pairs=len(data.text_columns) == 2)
+    return found, same
 
 
 def check_token_level(losses: dict[str, Loss], pair: Pair, task: Task) -> None:
@@ -199,7 +203,9 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
                 "other weights."
             )
     if pair.before is not None and cfg.student.weights != "random":
-        pair.made["student vocabulary"] = transplant(student, pair.before, pair.tokenizers["student"])
+        done = transplant(student, pair.before, pair.tokenizers["student"])
+        from_text = "; all training texts count, whatever data.limit" if cfg.student.vocabulary == "trim" else ""
+        pair.made["student vocabulary"] = done + from_text
     if cfg.student.name != "layers":
         models.check_vocabulary("student", pair.tokenizers["student"], student.config)
         models.check_positions("student", pair.tokenizers["student"], student.config, cfg.data.max_length)

@@ -22,7 +22,7 @@ def draw(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], pat
         total = name == "train/loss"
         label, width = ("weighted sum", 2.0) if total else (short, 1.2)
         left.plot(steps, smoothed(values), label=label, lw=width, marker="o" if len(steps) < 10 else None)
-    left.set(xlabel="step", ylabel="loss (running mean)", title="Loss terms, unweighted")
+    left.set(xlabel="step", ylabel="loss (running mean)", title="Loss terms unweighted, and their weighted sum")
     left.grid(alpha=0.3)
     if curves:
         left.set_yscale("log")

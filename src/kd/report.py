@@ -228,7 +228,7 @@ def write(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], di
     write_text(
         directory / "report.md",
         f"# {report['title']}\n\n{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n{settings}\n\n"
-        f"The loss is the sum of\n\n{terms}\n\n"
+        f"The loss is the sum of\n\n{terms}\n\n{report['weights']}"
         "![report](report.png)\n",
     )
     write_text(directory / "report.json", json.dumps(report | {"curves": curves}, indent=2))

@@ -20,7 +20,7 @@ from kd.gradients import GradientWatch
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.noise import silence_transformers
-from kd.outcome import finish_report, save_converted, save_student
+from kd.outcome import SHARES, finish_report, save_converted, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
 from kd.resume import settings_key
 from kd.sources import TextData
@@ -178,6 +178,6 @@ def say(
     for name, loss in losses.items():
         print(f"  {name}: {loss.described()}")
     if cfg.method.balance is not None:
-        print("  These weights are shares of the gradient: method.balance=gradnorm makes them so.")
+        print(f"  {SHARES}")
     if not task.softens and any(loss.unit == "logits" and hasattr(loss, "temperature") for loss in losses.values()):
         print("A temperature means nothing for this task: its outputs are no probabilities.")

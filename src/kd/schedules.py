@@ -62,7 +62,7 @@ def schedule(key: str, given: Any) -> Schedule:
     if isinstance(given, str) and given not in WORDS:
         raise UserError(f"{key}={given}:{nearest(given, WORDS)} Known: {', '.join(WORDS)}, or {examples()}.")
     fields = WORDS[given] if isinstance(given, str) else given
-    if not isinstance(fields, Mapping) or fields.get("name") not in FIELDS:
+    if not isinstance(fields, Mapping) or str(fields.get("name")) not in FIELDS:
         raise UserError(f"{key}={given}: give one of {', '.join(WORDS)}, or {examples()}.")
     name = str(fields["name"])
     if {*fields} != {"name", *FIELDS[name]}:
@@ -84,7 +84,7 @@ def schedule(key: str, given: Any) -> Schedule:
 
 def numbers(key: str, given: Any) -> tuple[float, ...]:
     wrong = not isinstance(given, Sequence) or isinstance(given, str)
-    if wrong or any(isinstance(n, bool) or not isinstance(n, int | float) for n in given):
+    if wrong or any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in given):
         raise UserError(f"{key}: {given} is no list of numbers. Such as {examples()}.")
     return tuple(float(number) for number in given)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -18,18 +19,20 @@ from kd.store import content_key
 from kd.tasks import Task
 
 FORMAT = 1
+OF_FILES = ("_name_or_path", "architectures", "dtype", "transformers_version")  # where a model lay, not what it is
 
 
 def scores_key(model: Any, data: TextDataModule, task: Task, device: torch.device) -> str:
     """Everything that determines the logits of the scored rows; the student's tokenizer too, for units both read."""
-    weights = hashlib.sha256(str(sorted(model.config.to_dict().items(), key=str)).encode())
+    config = {key: value for key, value in model.config.to_dict().items() if key not in OF_FILES}
+    weights = hashlib.sha256(f"{type(model).__name__}{sorted(config.items(), key=str)}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return content_key(
         format=FORMAT, weights=weights.hexdigest(), data=data.key, task=task.stored() | task.settings(),
         tokenizers={role: tokenizer_key(tokenizer) for role, tokenizer in data.tokenizers.items()},
-        device=device.type, torch=torch.__version__,
+        device=device.type, torch=torch.__version__, transformers=transformers.__version__,
     )  # fmt: skip
 
 

@@ -12,19 +12,36 @@ from kd.errors import UserError
 from kd.models import special_ids
 from kd.vocabulary import WORD_PIECE, backend_of, known_kind, pieces_of
 
+NEEDED = ("pad", "cls", "sep")
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
+
+
+def check_tokenizer(before: Any, tokenizer: Any, model_type: str, pairs: bool) -> None:
+    """Raises UserError for a tokenizer that a model of this type, which read with ``before``, cannot go on with."""
+    for each in (before, tokenizer):
+        known_kind(each, "student.vocabulary")
+    missing = [name for name in NEEDED if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing or not tokenizer("")["input_ids"]:
+        what = f"has no {' and no '.join(missing)} token" if missing else "puts no special tokens around a text"
+        raise UserError(f"student.vocabulary: the tokenizer {what}, and an encoder of texts needs them: take another.")
+    if family(model_type).positions_after_padding and tokenizer.pad_token_id != before.pad_token_id:
+        raise UserError(
+            f"student.vocabulary: a {model_type}'s positions begin after the id of the padding, which is "
+            f"{before.pad_token_id} in its own vocabulary and {tokenizer.pad_token_id} in the other: take one with the "
+            "same."
+        )
+    types = "token_type_ids"
+    if pairs and types in family(model_type).inputs and types not in tokenizer.model_input_names:
+        raise UserError(
+            f"student.vocabulary: the texts are pairs, which a {model_type} tells apart by token types, and this "
+            "tokenizer gives none: take one that does."
+        )
 
 
 @torch.no_grad()
 def transplant(model: Any, before: Any, tokenizer: Any) -> str:
     """Gives a model that read with the tokenizer ``before`` embeddings for another one. Returns what was done."""
     config = model.config
-    if family(config.model_type).positions_after_padding and tokenizer.pad_token_id != before.pad_token_id:
-        raise UserError(
-            f"student.vocabulary: a {config.model_type}'s positions begin after the id of the padding, which is "
-            f"{before.pad_token_id} in its own vocabulary and {tokenizer.pad_token_id} in the other: take one with the "
-            "same."
-        )
     old = model.get_input_embeddings()
     there = own_rows(before, tokenizer)
     sources = rows_for(before, tokenizer, there)

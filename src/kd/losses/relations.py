@@ -54,7 +54,7 @@ class RelationLoss(QueryLoss):
         self.teacher_signals = tuple(f"{kind}/{j}" for _, j in pairs for kind in self.relations)
         self.formula = (
             "KL(softmax(R_teacher) || softmax(R_student)), R = X X^T / sqrt(width of a relation head), "
-            f"X = {' + '.join(self.relations)}, mean over {self.heads} relation heads, {self.over(pairs)}"
+            f"X = {', '.join(self.relations)} (summed), mean over {self.heads} relation heads, {self.over(pairs)}"
         )
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ class DynamicTemperatureLoss(DistributionLoss):
     own batch, which makes this a loss of the batch: rows that are split otherwise have other temperatures.
     """
 
+    describes = "KL(p || q), summed over outcomes"
+
     def __init__(self, weight: float, temperature: float, kind: str, beta: float = 1.0, gamma: float = 1.0) -> None:
         super().__init__(weight, temperature)
         if kind not in KINDS:
@@ -36,11 +38,13 @@ class DynamicTemperatureLoss(DistributionLoss):
         self.kind = kind
         self.beta = beta
         self.gamma = gamma
-        w = f"(1 - cos(student, teacher))^{gamma:g}" if kind == "flsw" else "1 / (max q at T = 1 + 0.001)"
-        self.describes = (
-            f"KL(p || q), summed over outcomes, T of each row = max(1, T + {beta:g} (mean w of the rank's batch - w)), "
-            f"w = {w}"
-        )
+
+    def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
+        super().setup(student_config, teacher_config, task)
+        w = f"(1 - cos(student, teacher))^{self.gamma:g}" if self.kind == "flsw" else "1 / (max q at T = 1 + 0.001)"
+        fixed = f"T = {self.temperature:g}"
+        own = f"T = max(1, {self.temperature:g} + {self.beta:g} (mean w of the rank's batch - w)) of each row, w = {w}"
+        self.formula = self.formula.replace(fixed, own, 1)
 
     @torch.no_grad()
     def temperatures(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -88,6 +92,7 @@ def need_classes(task: Task, what: str) -> None:
     """Raises UserError where two numbers of one row would be compared after shift and scale: all such are alike."""
     if not task.exclusive or len(task.outputs) in (1, 2):
         raise UserError(
-            f"{what} say nothing about fewer than three outputs of which one is right: shifted and scaled, any two are "
-            "alike. Leave this term out, or take method=logit."
+            f"{what} take three outputs or more of which one is right: shifted and scaled, any two numbers are alike, "
+            "and outputs that are right or wrong each by itself are compared so one by one. Leave this term out "
+            "(~method.TERM), or take method=logit."
         )
