@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, no_answer
 
-from kd.check import CHOICES, FRACTIONS, POSITIVE, check_before_loading, check_values
+from kd.check import check_before_loading, check_values
+from kd.choices import CHOICES, FRACTIONS, POSITIVE
 from kd.command_line import check_command_line, compose, conf_dir, flat, options, plain
 from kd.contradictions import contradictions
 from kd.errors import UserError

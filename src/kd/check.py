@@ -10,71 +10,18 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd import columns, files, hub
 from kd.architecture import (
-    FAMILIES,
-    POOLINGS,
-    SHAPE,
     container,
     named_architecture,
     shape_fields,
     stored_architecture,
 )
+from kd.choices import CHOICES, FRACTIONS, OR_A_LIST, POSITIVE
 from kd.contradictions import contradictions
 from kd.errors import UserError, nearest
-from kd.labels import KINDS
 from kd.loggers import wandb_mode
 from kd.overrides import check_fields
 from kd.schedules import schedules_of
 from kd.store import Wanted, complete, require
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "teacher.pooling": POOLINGS,
-    "student.pooling": POOLINGS,
-    "data.truncation": ("cut", "error"),
-    "data.task": tuple(KINDS),
-    "data.masked_lm.compare": ("masked", "all"),
-    "teacher.fine_tune.when": ("auto", "always", "never"),
-    "student.keep": ("uniform", "first", "last", "distilbert"),
-    "method.patient.layers": ("skip", "last"),
-    "method.hidden.layers": ("uniform",),
-    "method.balance": ("gradnorm",),
-    "method.cosine.layers": ("last",),
-    "method.contrastive.same_label": ("exclude", "keep"),
-    "method.soft.kind": ("flsw", "cwsm"),
-    "method.soft.reduction": ("sum", "mean"),
-    "method.patient.reduction": ("sum", "mean"),
-    **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
-    "schedule.name": ("linear", "cosine", "constant"),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
-    "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
-    "trainer.strategy": ("auto", "ddp"),
-    "teacher.architecture.model_type": tuple(FAMILIES),
-    "student.architecture.model_type": tuple(FAMILIES),
-    "logger.wandb.mode": ("auto", "online", "offline"),
-}
-OR_A_LIST = (
-    "student.keep",
-    *(f"method.{term}.layers" for term in ("patient", "hidden", "cosine", "attention", "relations")),
-)
-OF_METHODS = (
-    "method.soft.temperature", "method.soft.beta", "method.soft.gamma", "method.inter.temperature",
-    "method.intra.temperature", "method.contrastive.temperature",
-)  # fmt: skip
-SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
-POSITIVE = (
-    "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
-    "data.masked_lm.share", "data.source.validation_rows", "data.validation_share", "teacher.max_length",
-    "student.num_layers",
-    "teacher.fine_tune.limit",
-    "teacher.fine_tune.epochs", "teacher.fine_tune.batch_size", "teacher.fine_tune.lr", "optimizer.lr",
-    "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.devices",
-    "trainer.num_nodes", "report.measure_seconds", "quant.group_size", "method.relations.relation_heads",
-    *OF_METHODS,
-    *(f"{role}.architecture.{key}" for role in ("teacher", "student") for key in SIZES),
-)  # fmt: skip
-FRACTIONS = (
-    "data.masked_lm.share", "data.validation_share", "teacher.fine_tune.lr", "optimizer.lr",
-    "report.measure_seconds", *OF_METHODS,
-)  # fmt: skip
 
 
 def value_of(cfg: DictConfig, key: str) -> Any:

@@ -17,9 +17,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kd.attended import query_key_value, watch_attention
 from kd.errors import UserError
 from kd.losses.functional import scaled_products
-from kd.models import encoder_layers, query_key_value, watch_attention
+from kd.models import encoder_layers
 from kd.units import logits_at
 
 PARTS = ("query", "key", "value")
