@@ -43,7 +43,7 @@ def test_a_loss_is_one_file_one_line_one_yaml_and_one_test(tmp_path: Path) -> No
         tmp_path, "-m", "pytest", "-vv", "-n0", "tests/test_length.py", "tests/test_loss_properties.py", "-k", "length"
     )
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("PASSED") > 20  # its properties for each task, too
+    assert done.stdout.count("PASSED") > 6  # its properties, too
     done = python(
         tmp_path, "train.py", "experiment=demo", "method=length", "data.source.rows=200", "trainer.max_steps=3",
         "teacher.fine_tune.max_steps=3", "teacher.gate=false", "quant=none", "report.measure=false", "logger=csv",

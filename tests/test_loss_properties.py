@@ -61,15 +61,21 @@ def made(node: DictConfig, task: str, student: Any = None) -> Loss:
 
 
 def terms() -> dict[str, tuple[DictConfig, str]]:
-    """Each different term of conf/method/ with each task it is for, by a name for people."""
+    """Each different term of conf/method/ by a name for people, with each task that makes a difference to it."""
     found: dict[str, tuple[DictConfig, str]] = {}
     for method in options("method"):
         for name, node in OmegaConf.load(conf_dir() / "method" / f"{method}.yaml").items():
             for task in LABELS if isinstance(node, DictConfig) else ():
-                alike = (node, task) in found.values()
-                if not alike and not refusal(node, task):
-                    found[f"{method}-{name!s}-{task}"] = (node, task)
+                known = [other for seen, other in found.values() if seen == node]
+                if task in known or refusal(node, task) or (known and of_states(node, task)):
+                    continue
+                found[f"{method}-{name!s}-{task}"] = (node, task)
     return found
+
+
+def of_states(node: DictConfig, task: str) -> bool:
+    """It looks at neither outputs nor labels, so that the task is nothing to it."""
+    return "logits" not in made(node, task).student_signals and "same_label" not in node
 
 
 def refusal(node: DictConfig, task: str) -> str:
