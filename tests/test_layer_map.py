@@ -54,10 +54,14 @@ def test_hidden_pairs() -> None:
     assert hidden_pairs("uniform", 8, 24) == [(i, 3 * i) for i in range(1, 9)]
 
 
-@pytest.mark.parametrize("pairs", [patient_pairs, hidden_pairs])
-def test_a_student_of_more_than_twice_the_teachers_depth_wants_named_pairs(pairs: Any) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "word", "other"), [(patient_pairs, "skip", "uniform"), (hidden_pairs, "uniform", "skip")]
+)
+def test_a_student_of_more_than_twice_the_teachers_depth_wants_named_pairs(pairs: Any, word: str, other: str) -> None:
     with pytest.raises(UserError, match="12 layers is too deep .* the teacher's 4: name the pairs"):
-        pairs("skip", 12, 4)
+        pairs(word, 12, 4)
+    with pytest.raises(UserError, match=f"layers={other}: give"):
+        pairs(other, 3, 6)
     assert pairs([[12, 4]], 12, 4) == [(12, 4)]
 
 

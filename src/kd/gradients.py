@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 EVERY = 100  # optimizer steps; each time costs one more backward pass for each term
 FEW, NEARLY_ALL = 0.01, 0.99
-SMALLEST = 1e-6  # of the largest norm: a term that vanishes is not blown up without bound
+VANISHING = 1e-3  # of the largest norm: there is nothing to balance yet in a term that is at its least already
+MOST = 100.0  # that a weight is multiplied or divided by
+SCALE = 1024.0  # of what is differentiated: in float16 small gradients would be 0
 
 
 class GradientWatch:
@@ -20,31 +23,40 @@ class GradientWatch:
     weight becomes ``w_i * (sum_j w_j G_j / sum_j w_j) / G_i``: every term gives ``w_i / sum_j w_j`` of the sum of
     norms, which stays what it was. Norms are averaged with those of the time before. (This is not GradNorm of Chen et
     al. 2018, which learns weights from how fast each loss falls.) With accumulation, one of the step's batches is seen.
+
+    It looks again, too, when a schedule has switched a term on or off.
     """
 
     def __init__(self, balance: bool = False) -> None:
         self.balance = balance
         self.norms: dict[str, float] = {}  # unweighted
         self.factors: dict[str, float] = {}  # of the weights
-        self.shares: dict[str, list[float]] = {}  # of each time, with the weights as configured
+        self.shares: dict[str, list[float]] = {}  # of each time, with the weights as configured; 0 while switched off
+        self.active: list[str] = []  # the terms that had a weight at the last look
         self.warned: set[str] = set()
 
-    def due(self, step: int, batch_idx: int, accumulate: int) -> bool:
-        return step % EVERY == 0 and batch_idx % accumulate == 0
+    def due(self, step: int, first_batch: bool, weights: Mapping[str, float]) -> bool:
+        """Before an optimizer step, at the first of its batches."""
+        return first_batch and (step % EVERY == 0 or self.active != active_of(weights))
 
     def look(
         self, means: Mapping[str, Tensor], weights: Mapping[str, float], parameters: Sequence[nn.Parameter]
     ) -> None:
-        """``means`` are this batch's parts of the terms' global means, scalars with a graph. Waits for the device."""
-        for name, mean in means.items():
-            norm = gradient_norm(mean, parameters)
-            self.norms[name] = (self.norms[name] + norm) / 2 if name in self.norms and self.balance else norm
-        active = {name: weight for name, weight in weights.items() if weight > 0}
+        """``means`` are this batch's parts of the terms' global means, scalars with a graph. Waits for the device.
+
+        A norm that is no finite number is not counted: the watch over the losses stops such a training.
+        """
+        self.active = active_of(weights)
+        for name in means:
+            norm = gradient_norm(means[name], parameters)
+            if math.isfinite(norm):
+                self.norms[name] = (self.norms[name] + norm) / 2 if name in self.norms and self.balance else norm
+        known = {name: weights[name] for name in self.active if name in self.norms}
         if self.balance:
-            self.factors = balanced(self.norms, active)
-        sizes = {name: weight * self.norms[name] for name, weight in active.items()}
-        for name, size in sizes.items():
-            self.shares.setdefault(name, []).append(size / max(sum(sizes.values()), 1e-30))
+            self.factors = balanced(self.norms, known)
+        sizes = {name: weight * self.norms[name] for name, weight in known.items()}
+        for name in means:
+            self.shares.setdefault(name, []).append(sizes.get(name, 0.0) / max(sum(sizes.values()), 1e-30))
 
     def factor(self, name: str) -> float:
         return self.factors.get(name, 1.0)
@@ -52,9 +64,10 @@ class GradientWatch:
     def warnings(self, step: int) -> list[str]:
         """Of terms that give hardly any of the gradient, or all of it; each is said once, unless it is balanced."""
         found: list[str] = []
-        if self.balance or len(self.shares) == 1:
+        if self.balance or len(self.active) < 2:
             return found
-        for name, shares in self.shares.items():
+        for name in self.active:
+            shares = self.shares[name]
             if FEW <= shares[-1] <= NEARLY_ALL or name in self.warned:
                 continue
             self.warned.add(name)
@@ -74,26 +87,35 @@ class GradientWatch:
         return {"shares of the gradient before balancing": means, "weights multiplied, at the end": factors}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": self.norms, "factors": self.factors, "shares": self.shares, "warned": sorted(self.warned)}
+        return {
+            "norms": self.norms, "factors": self.factors, "shares": self.shares, "active": self.active,
+            "warned": sorted(self.warned),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.norms, self.factors, self.shares = (dict(state[name]) for name in ("norms", "factors", "shares"))
-        self.warned = {*state["warned"]}
+        self.active, self.warned = list(state["active"]), {*state["warned"]}
+
+
+def active_of(weights: Mapping[str, float]) -> list[str]:
+    """The terms that have a weight now."""
+    return [name for name, weight in weights.items() if weight > 0]
 
 
 def gradient_norm(mean: Tensor, parameters: Sequence[nn.Parameter]) -> float:
     """Of the gradient over all ranks: each rank's part is divided by the global count already."""
-    gradients = torch.autograd.grad(mean, parameters, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(SCALE * mean, parameters, retain_graph=True, allow_unused=True)
     flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(flat)
-    return float(flat.norm())
+    return float(flat.norm()) / SCALE
 
 
 def balanced(norms: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """What each weight is to be multiplied with, of the terms that have one now."""
-    least = SMALLEST * max(norms[name] for name in weights)
-    if least == 0:
-        return dict.fromkeys(weights, 1.0)
-    mean = sum(weight * norms[name] for name, weight in weights.items()) / sum(weights.values())
-    return {name: mean / max(norms[name], least) for name in weights}
+    """What each weight is to be multiplied with, of the terms that have one now: MOST at most, 1 for VANISHING ones."""
+    least = VANISHING * max((norms[name] for name in weights), default=0.0)
+    counted = {name: weight for name, weight in weights.items() if norms[name] > least}
+    whole = sum(weight * norms[name] for name, weight in counted.items()) / max(sum(counted.values()), 1e-30)
+    return {
+        name: min(max(whole / norms[name], 1 / MOST), MOST) if name in counted else 1.0 for name in weights
+    }  # fmt: skip

@@ -62,6 +62,8 @@ def patient_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: 
     """
     if not isinstance(layers, str):
         return checked_pairs(layers, student, teacher)
+    if layers not in ("skip", "last"):
+        raise UserError(f"layers={layers}: give skip, last, or pairs [student layer, teacher layer].")
     if student < 2:
         raise UserError(
             "method=pkd compares the layers below the last, and this student has one layer only: "
@@ -76,6 +78,8 @@ def hidden_pairs(layers: str | Sequence[Sequence[int]], student: int, teacher: i
     """Every student layer with the teacher's ``i * N / M``-th (TinyBERT, section 3.1), or the given pairs."""
     if not isinstance(layers, str):
         return checked_pairs(layers, student, teacher)
+    if layers != "uniform":
+        raise UserError(f"layers={layers}: give uniform, or pairs [student layer, teacher layer].")
     return checked_pairs(list(zip(range(1, student + 1), spread(student, teacher), strict=True)), student, teacher)
 
 

@@ -97,11 +97,11 @@ class DistillationModule(L.LightningModule):
 
     def watch(self, means: dict[str, Tensor], batch_idx: int) -> None:
         """Looks at the terms' gradients, where that was asked for and is due."""
-        step = self.trainer.global_step
-        if self.gradients is None or not self.gradients.due(step, batch_idx, self.trainer.accumulate_grad_batches):
+        step, weights = self.trainer.global_step, {name: loss.weight for name, loss in self.terms.items()}
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        if self.gradients is None or not self.gradients.due(step, first, weights):
             return
-        learned = [p for p in self.student.parameters() if p.requires_grad]
-        self.gradients.look(means, {name: loss.weight for name, loss in self.terms.items()}, learned)
+        self.gradients.look(means, weights, [p for p in self.student.parameters() if p.requires_grad])
         for warning in self.gradients.warnings(step) if self.trainer.is_global_zero else ():
             print(f"\n{warning}")
         self.log_dict({f"train/gradient/{n}": self.weight(n) * norm for n, norm in self.gradients.norms.items()})

@@ -98,6 +98,13 @@ def layers_of(pairs: Sequence[tuple[int, int]]) -> str:
     return "layers student~teacher " + ", ".join(f"{student}~{teacher}" for student, teacher in pairs)
 
 
+def above_zero(name: str, value: float) -> float:
+    """The value of an argument that has to be so."""
+    if not value > 0:
+        raise UserError(f"{name}={value} must be above 0.")
+    return value
+
+
 def count_of(tensor: Tensor) -> Tensor:
     """The number of rows, as a tensor on the same device."""
     return torch.full((), float(len(tensor)), device=tensor.device)  # made there: no copy to wait for

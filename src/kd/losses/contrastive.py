@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.errors import UserError
-from kd.losses.base import Batch, Loss, Signals, count_of, layers_of, projection
+from kd.losses.base import Batch, Loss, Signals, above_zero, count_of, layers_of, projection
 from kd.losses.functional import directions, full
 from kd.tasks.base import Task
 
@@ -66,11 +66,9 @@ class ContrastiveLoss(Loss):
         project: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(weight)
-        if not temperature > 0:
-            raise UserError(f"{type(self).__name__}: temperature={temperature} must be above 0.")
         if same_label not in SAME_LABEL:
             raise UserError(f"{type(self).__name__}: same_label={same_label}: say {' or '.join(SAME_LABEL)}.")
-        self.temperature = temperature
+        self.temperature = above_zero("temperature", temperature)
         self.same_label = same_label
         self.symmetric = symmetric
         self.project = project

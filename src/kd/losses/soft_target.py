@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd.errors import UserError
-from kd.losses.base import Batch, Loss, Signals, count_of
+from kd.losses.base import Batch, Loss, Signals, above_zero, count_of
 from kd.losses.functional import REDUCTIONS, kl, mean_squared_distance
 from kd.tasks.base import Task
 
@@ -26,7 +26,7 @@ class SoftTargetLoss(Loss):
         super().__init__(weight)
         if reduction not in REDUCTIONS:
             raise UserError(f"{type(self).__name__}: reduction={reduction}: say {' or '.join(REDUCTIONS)}.")
-        self.temperature = temperature
+        self.temperature = above_zero("temperature", temperature)
         self.reduction = reduction
 
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
@@ -54,7 +54,7 @@ class DistributionLoss(Loss):
 
     def __init__(self, weight: float, temperature: float) -> None:
         super().__init__(weight)
-        self.temperature = temperature
+        self.temperature = above_zero("temperature", temperature)
 
     def setup(self, student_config: Any, teacher_config: Any, task: Task) -> None:
         if not task.softens:
