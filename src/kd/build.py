@@ -11,7 +11,7 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from kd import models, quantization
+from kd import models
 from kd.architecture import architecture, container, family, from_teacher, student_keep, student_overrides
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
@@ -20,6 +20,7 @@ from kd.layer_map import kept_layers
 from kd.losses import Loss
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
+from kd.schemes import Settings
 from kd.sources import TextData
 from kd.tasks import NAMES, Task
 
@@ -107,11 +108,11 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     )  # fmt: skip
 
 
-def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
+def quantization_settings(cfg: DictConfig) -> Settings | None:
     if cfg.quant.name == "none":
         return None
     try:
-        return quantization.Settings(**container(cfg.quant))
+        return Settings(**container(cfg.quant))
     except TypeError as error:
         raise UserError(f"quant={cfg.quant.name}: {error}.") from error
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from kd import quantization
 from kd.errors import UserError
 from kd.lit_module import DistillationModule
+from kd.schemes import Settings
 
 
 class Progress(Callback):
@@ -128,7 +129,7 @@ class QuantizationCallback(Callback):
     The student that trains stays a float model, and so do its checkpoints. Comes after RestoreBest.
     """
 
-    def __init__(self, settings: quantization.Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.converted: Any = None
         self.summary: quantization.Summary | None = None
