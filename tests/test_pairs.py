@@ -131,8 +131,7 @@ def test_the_first_line_of_a_model_counts_right_and_its_layers_take_int4(name: s
     cfg = cfg_of(student=name, quant="int4")
     with torch.device("meta"):
         model = TASK.auto_class().from_config(config_of(architecture(cfg, "student"), TASK))
-    settings = quantization_settings(cfg)
-    assert settings is not None
+    (settings,) = quantization_settings(cfg)
     assert layers_to_quantize(model, settings).quantized
     count = parameter_count(model) / 1e6
     line = (conf_dir() / "student" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]

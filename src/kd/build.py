@@ -18,6 +18,7 @@ from kd.fit import FitSettings
 from kd.labels.fit import check_fit
 from kd.layer_map import kept_layers
 from kd.losses import Loss
+from kd.named_schemes import named_schemes
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
 from kd.schemes import Settings
@@ -108,13 +109,15 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     )  # fmt: skip
 
 
-def quantization_settings(cfg: DictConfig) -> Settings | None:
-    if cfg.quant.name == "none":
-        return None
-    try:
-        return Settings(**container(cfg.quant))
-    except TypeError as error:
-        raise UserError(f"quant={cfg.quant.name}: {error}.") from error
+def quantization_settings(cfg: DictConfig) -> list[Settings]:
+    """Of every scheme that is named."""
+    found = []
+    for name, settings in named_schemes(cfg).items():
+        try:
+            found.append(Settings(name=name, **settings))
+        except TypeError as error:
+            raise UserError(f"quant={name}: {error}.") from error
+    return found
 
 
 def model_configs(cfg: DictConfig, task: Task) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from kd.architecture import architecture, family, from_teacher, positions, student_keep
 from kd.layer_map import kept_layers
+from kd.named_schemes import named_schemes
 
 VECTORS = "feature_extraction"  # the task of that name
 OF_TOKENS = ("token_classification", "masked_lm")
@@ -152,11 +153,14 @@ def vocabulary_contradictions(cfg: DictConfig) -> list[str]:
 
 
 def quantization_contradictions(cfg: DictConfig) -> list[str]:
-    group, shape = cfg.quant.get("group_size"), architecture(cfg, "student")
+    """Groups that do not divide a layer, and settings without the scheme that they are for."""
+    shape = architecture(cfg, "student")
     own = family(shape["model_type"])
+    groups = {name: settings.get("group_size") for name, settings in named_schemes(cfg).items()}
     return [
         f"quant.group_size={group} does not divide {key}={shape[key]}, the width of the student's "
-        f"{own.linear[key]}: set it to a divisor."
+        f"{own.linear[key]}: set it to a divisor, or quant.{name}.group_size."
+        for name, group in groups.items()
         for key in own.linear
         if group and shape[key] % group
     ]
