@@ -15,7 +15,7 @@ from kd.callbacks import QuantizationCallback
 from kd.command_line import compose
 from kd.errors import UserError
 from kd.named_schemes import keeping_worst, named_schemes
-from kd.quantization import Settings
+from kd.schemes import Settings
 
 
 def test_settings_for_all_reach_those_that_take_them() -> None:
@@ -74,8 +74,8 @@ def test_one_run_gives_what_single_runs_give(tmp_path: Path) -> None:
     for name, more in (("int8", []), ("int4_qat", ["quant.start_step=5", "quant.learning_rate_scale=0.5"])):
         one = train(tmp_path, *lines, f"quant={name}", *more, f"hydra.run.dir={tmp_path}/{name}")
         assert one.returncode == 0, one.stderr
-        files = [tmp_path / run / f"student-{name}" / "model.safetensors" for run in ("both", name)]
-        assert filecmp.cmp(*files, shallow=False), name
+        ours, alone = (tmp_path / run / f"student-{name}" / "model.safetensors" for run in ("both", name))
+        assert filecmp.cmp(ours, alone, shallow=False), name
     report = json.loads((tmp_path / "both" / "report.json").read_text())
     assert list(report["models"]) == ["teacher", "student", "student-int8", "student-int4_qat"]
     assert report["sensitivity"]["int8"].count("\n") == 1 + 16  # a line for each quantized layer
@@ -89,4 +89,3 @@ def test_a_start_step_after_the_end_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "quant.start_step=1000: the training has 20 steps" in done.stderr
     assert "Traceback" not in done.stderr
-

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd import heads, quantization
+from kd import heads, quantized_file
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
 from kd.noise import quiet_transformers
+from kd.quantization import Summary
+from kd.schemes import Settings
 from kd.store import ABOUT, new_directory, said_about, write_text
 from kd.tasks import Classification, Decision, Task, restored
 
@@ -84,12 +86,12 @@ def save_float(
 
 
 def save_quantized(
-    directory: Path, model: Any, tokenizer: Any, max_length: int, settings: quantization.Settings,
-    summary: quantization.Summary, text_columns: Sequence[str] = ("text",), task: Task | None = None,
+    directory: Path, model: Any, tokenizer: Any, max_length: int, settings: Settings,
+    summary: Summary, text_columns: Sequence[str] = ("text",), task: Task | None = None,
 ) -> int:  # fmt: skip
     """A directory that ``kd.load`` loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
-        quantization.save(model, settings, summary, unfinished)
+        quantized_file.save(model, settings, summary, unfinished)
         return finish(unfinished, tokenizer, max_length, text_columns, task)
 
 
@@ -131,7 +133,7 @@ def opened(directory: Path) -> Artefact:
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
     quantized = config.get("quantization_config", {}).get("quant_method") == "kd"
     if quantized:
-        model = quantization.load(directory, heads.Auto(task))
+        model = quantized_file.load(directory, heads.Auto(task))
     else:
         model, info = heads.Auto(task).from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True

@@ -11,7 +11,7 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from kd import models, quantization
+from kd import models
 from kd.architecture import architecture, container, family, from_teacher, student_keep, student_overrides
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
@@ -21,6 +21,7 @@ from kd.losses import Loss
 from kd.named_schemes import AUTO, named_schemes
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
+from kd.schemes import Settings
 from kd.sources import TextData
 from kd.tasks import NAMES, Task
 
@@ -108,14 +109,14 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     )  # fmt: skip
 
 
-def quantization_settings(cfg: DictConfig) -> list[quantization.Settings]:
+def quantization_settings(cfg: DictConfig) -> list[Settings]:
     """Of every scheme that is named; what keep_float=auto finds is not known yet."""
     found = []
     for name, settings in named_schemes(cfg).items():
         if settings.get("keep_float") == AUTO:
             settings["keep_float"] = []
         try:
-            found.append(quantization.Settings(name=name, **settings))
+            found.append(Settings(name=name, **settings))
         except TypeError as error:
             raise UserError(f"quant={name}: {error}.") from error
     return found

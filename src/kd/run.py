@@ -12,16 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from kd import loggers, models, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
-from kd.callbacks import Converted
 from kd.datamodule import TextDataModule
 from kd.distillation import Distillation
 from kd.fit import FitSettings, Fitted
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
-from kd.noise import silence_transformers
 from kd.named_schemes import keeping_worst
+from kd.noise import silence_transformers
 from kd.outcome import SHARES, finish_report, save_converted, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
+from kd.quantization import Converted
+from kd.schemes import Settings
 from kd.sensitivity import Sensitivity
 from kd.sensitivity import table as layer_table
 from kd.sources import TextData
@@ -131,15 +132,15 @@ def score_teacher(
         teacher_scores.keep(cache, key, entries[0].logits)
 
 
-def after_training(student: Any, scheme: quantization.Settings, rows: TextDataModule) -> Converted:
+def after_training(student: Any, scheme: Settings, rows: TextDataModule) -> Converted:
     batches = rows.calibration_batches(scheme.calibration_rows) if scheme.calibration_rows else None
     return quantization.convert(student, scheme, batches)
 
 
 def look(
-    cfg: DictConfig, scheme: quantization.Settings, student: Any, rows: TextDataModule, task: Task,
+    cfg: DictConfig, scheme: Settings, student: Any, rows: TextDataModule, task: Task,
     entries: list[report.Entry],
-) -> tuple[quantization.Settings, str]:  # fmt: skip
+) -> tuple[Settings, str]:  # fmt: skip
     """How sensitive the layers are, as a table; the settings, with the worst layers kept float if that was asked."""
     sensitivity = Sensitivity(student, scheme, rows, task, report.reference(entries, rows, "validation", task))
     found = sensitivity.of_layers()

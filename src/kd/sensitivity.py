@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kd import quantization
 from kd.datamodule import TextDataModule
-from kd.quantization import Settings
 from kd.report import logits_of
+from kd.schemes import Settings
 from kd.table import markdown_table
 from kd.tasks import Task
 
