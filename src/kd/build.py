@@ -18,7 +18,7 @@ from kd.fit import FitSettings
 from kd.labels.fit import check_fit
 from kd.layer_map import kept_layers
 from kd.losses import Loss
-from kd.named_schemes import named_schemes
+from kd.named_schemes import AUTO, named_schemes
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
 from kd.schemes import Settings
@@ -110,9 +110,11 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
 
 
 def quantization_settings(cfg: DictConfig) -> list[Settings]:
-    """Of every scheme that is named."""
+    """Of every scheme that is named; what keep_float=auto finds is not known yet."""
     found = []
     for name, settings in named_schemes(cfg).items():
+        if settings.get("keep_float") == AUTO:
+            settings["keep_float"] = []
         try:
             found.append(Settings(name=name, **settings))
         except TypeError as error:

@@ -10,6 +10,7 @@ from kd.architecture import container
 from kd.errors import UserError, nearest
 
 OF_THE_RUN = ("name", "sensitivity")
+AUTO = "auto"
 
 
 def named_schemes(cfg: DictConfig) -> dict[str, dict[str, Any]]:
@@ -23,7 +24,29 @@ def named_schemes(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     for key in shared:
         if not any(key in node for node in schemes.values()):
             raise UserError(not_taken(key, schemes, cfg.quant.name))
-    return {name: node | {k: v for k, v in shared.items() if k in node} for name, node in schemes.items()}
+    found = {name: node | {k: v for k, v in shared.items() if k in node} for name, node in schemes.items()}
+    for name, node in found.items():
+        check_keep_float(name, node)
+    return found
+
+
+def check_keep_float(name: str, node: dict[str, Any]) -> None:
+    keep = node.get("keep_float", [])
+    if keep == AUTO and node.get("qat"):
+        raise UserError(
+            f"quant.keep_float=auto: which layers suffer is known once the student is trained, and quant={name} is "
+            "trained with. Give patterns, such as [*.output.dense], or take a scheme without _qat."
+        )
+    if keep != AUTO and not (isinstance(keep, list) and all(isinstance(pattern, str) for pattern in keep)):
+        raise UserError(
+            f"quant.keep_float={keep}:{nearest(str(keep), [AUTO])} Give auto, or a list of patterns of layer names, such "
+            "as [*.output.dense]."
+        )
+
+
+def keeping_worst(cfg: DictConfig) -> list[str]:
+    """The schemes with keep_float=auto."""
+    return [name for name, node in named_schemes(cfg).items() if node.get("keep_float") == AUTO]
 
 
 def not_taken(key: str, schemes: dict[str, dict[str, Any]], name: str) -> str:

@@ -48,7 +48,6 @@ def layers_to_quantize(model: Any, settings: Settings) -> Summary:
     Raises UserError if a group does not divide one, and for a pattern of keep_float that fits none. A language model's
     decoder is a second use of the embeddings and goes with them, or nothing would be saved.
     """
-    assert settings.keep_float != "auto", "sensitivity finds the layers to keep before anything is quantized"
     summary = Summary()
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
     check_patterns(settings, list(layers))
@@ -105,6 +104,13 @@ def prepare(model: Any, settings: Settings) -> Summary:
         replace(model, name, FakeQuantizedEmbedding.of(model.get_submodule(name), embedding_grid(settings)))
     linears_of(settings).prepare(model, of_kind(model, summary.quantized, nn.Linear), settings)
     return summary
+
+
+def switch(model: Any, on: bool) -> None:
+    """Turns the fake quantization of a prepared model on or off; off, it is the float model."""
+    for module in model.modules():
+        if hasattr(module, "enabled"):  # every fake quantizer has it, torchao's too, and no layer of a model
+            module.enabled = on
 
 
 @torch.no_grad()

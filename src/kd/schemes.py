@@ -86,13 +86,10 @@ class Settings:
     calibration_rows: int | None = None
     start_step: int = 0
     learning_rate_scale: float = 1.0
-    keep_float: tuple[str, ...] | str = ()  # patterns of names, as fnmatch reads them; ``auto`` until they are found
+    keep_float: tuple[str, ...] = ()  # patterns of names, as fnmatch reads them
 
     def __post_init__(self) -> None:
-        if self.keep_float != "auto":
-            if isinstance(self.keep_float, str):
-                raise UserError(f"quant.keep_float={self.keep_float}: give a list, [{self.keep_float}], or auto.")
-            object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        object.__setattr__(self, "keep_float", tuple(self.keep_float))
         if self.scheme not in SCHEMES:
             raise UserError(
                 f"quant.scheme={self.scheme}: known are {', '.join(SCHEMES)}.{nearest(self.scheme, SCHEMES)}"

@@ -92,9 +92,10 @@ class FakeQuantizer(nn.Module):
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
+        self.enabled = True
 
     def forward(self, weight: Tensor) -> Tensor:
-        return rounded(weight, self.grid)
+        return rounded(weight, self.grid) if self.enabled else weight
 
 
 class GroupedLinears(TorchaoLinears):
