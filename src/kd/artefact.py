@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd import heads, quantized_file
+from kd import heads, intact, quantized_file
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
 from kd.noise import quiet_transformers
@@ -100,9 +100,9 @@ def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Seque
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(directory)
     about = {"text_columns": list(text_columns)} | ({"task": task.stored()} if task else {})
-    write_text(directory / ABOUT, json.dumps(about))
     weights = directory / "model.safetensors"
     weights.chmod(0o644)  # safetensors makes it readable for its owner alone
+    write_text(directory / ABOUT, json.dumps(about | {"sha256": intact.sums(directory)}))
     return weights.stat().st_size
 
 
@@ -127,12 +127,13 @@ def opened(directory: Path) -> Artefact:
             )
     from transformers import AutoTokenizer
 
-    config = stored_architecture(directory)
+    intact.refuse_pickles(directory)
+    settings = quantized_file.settings_of(directory)
+    config, about = stored_architecture(directory), said_about(directory)
+    intact.check(directory, about)
     names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
-    about = said_about(directory)
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
-    quantized = config.get("quantization_config", {}).get("quant_method") == "kd"
-    if quantized:
+    if settings is not None:
         model = quantized_file.load(directory, heads.Auto(task))
     else:
         model, info = heads.Auto(task).from_pretrained(

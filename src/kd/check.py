@@ -152,7 +152,7 @@ def check_weights_word(role: str, cfg: DictConfig) -> None:
 def check_shape(role: str, cfg: DictConfig, directory: Path) -> None:
     """A directory holds the architecture that was named, or the name is wrong."""
     stored, named = stored_architecture(directory), named_architecture(cfg, role)
-    if stored["model_type"] == "kd-quantized":
+    if "quantization_config" in stored:
         raise UserError(
             f"{role}.weights={directory} is a quantized model, which cannot be trained: take the float one beside it, "
             f"{directory.parent / 'student'}."

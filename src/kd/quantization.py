@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kd.errors import UserError, nearest
 from kd.grid import Grid
 from kd.quantized_embedding import FakeQuantizedEmbedding, QuantizedEmbedding
-from kd.schemes import SCHEMES, CalibratedLinears, Settings
+from kd.schemes import SCHEMES, CalibratedLinears, Linears, Settings
 from kd.torchao_linears import replace
 
 Batches = Iterable[Mapping[str, Tensor]]  # inputs of the student, as forward takes them
@@ -52,6 +52,8 @@ def layers_to_quantize(model: Any, settings: Settings) -> Summary:
     summary = Summary()
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
     check_patterns(settings, list(layers))
+    if settings.of.linears is None:
+        return Summary(list(layers))
     inside, decoder = f"{model.base_model_prefix}.", model.get_output_embeddings()
     for name, module in layers.items():
         width = module.weight.shape[-1]
@@ -86,8 +88,14 @@ def of_kind(model: Any, names: Iterable[str], kind: type[nn.Module]) -> list[str
     return [name for name in names if isinstance(model.get_submodule(name), kind)]
 
 
+def linears_of(settings: Settings) -> Linears:
+    linears = settings.of.linears
+    assert linears is not None, f"{settings.scheme} has no layers of its own"
+    return linears
+
+
 def embedding_grid(settings: Settings) -> Grid:
-    return Grid.of(settings.of.bits, settings)
+    return Grid.of(settings.of.embedding_bits or settings.of.bits, settings)
 
 
 def prepare(model: Any, settings: Settings) -> Summary:
@@ -95,15 +103,15 @@ def prepare(model: Any, settings: Settings) -> Summary:
     summary = layers_to_quantize(model, settings)
     for name in of_kind(model, summary.quantized, nn.Embedding):
         replace(model, name, FakeQuantizedEmbedding.of(model.get_submodule(name), embedding_grid(settings)))
-    settings.of.linears.prepare(model, of_kind(model, summary.quantized, nn.Linear), settings)
+    linears_of(settings).prepare(model, of_kind(model, summary.quantized, nn.Linear), settings)
     return summary
 
 
-def switch(model: Any, enabled: bool) -> None:
-    """Fake quantization of a prepared model on or off: each fake quantizer has ``enabled``, as torchao's have."""
+def switch(model: Any, on: bool) -> None:
+    """Turns the fake quantization of a prepared model on or off; off, it is the float model."""
     for module in model.modules():
-        if hasattr(module, "enabled"):
-            module.enabled = enabled
+        if hasattr(module, "enabled"):  # every fake quantizer has it, torchao's too, and no layer of a model
+            module.enabled = on
 
 
 @torch.no_grad()
@@ -111,7 +119,7 @@ def calibrate(model: Any, settings: Settings, batches: Batches) -> None:
     """Shows a prepared model of a calibrated scheme its inputs, from which it reads the ranges of activations."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    with cast(CalibratedLinears, settings.of.linears).calibrating(model):
+    with cast(CalibratedLinears, linears_of(settings)).calibrating(model):
         for batch in batches:
             model(**{name: tensor.to(device) for name, tensor in batch.items()})
     model.train(was_training)
@@ -121,7 +129,8 @@ def without_fake_quantization(model: Any) -> Any:
     """A plain float copy of a prepared model: its trained weights, unrounded."""
     model = copy.deepcopy(model)
     for scheme in SCHEMES.values():
-        scheme.linears.restore(model)
+        if scheme.linears is not None:
+            scheme.linears.restore(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, FakeQuantizedEmbedding):
             replace(model, name, module.plain())
@@ -137,6 +146,8 @@ def convert(model: Any, settings: Settings, batches: Batches | None = None) -> C
     model = copy.deepcopy(model) if scheme.calibrated else without_fake_quantization(model)
     model = model.to("cpu").eval().requires_grad_(False)
     summary = layers_to_quantize(model, settings)
+    if scheme.linears is None:
+        return model.to(torch.bfloat16), summary
     linears = of_kind(model, summary.quantized, nn.Linear)
     if scheme.calibrated and all(type(model.get_submodule(name)) is nn.Linear for name in linears):
         assert batches is not None, f"{settings.scheme} needs batches for calibration"
@@ -151,4 +162,4 @@ def convert(model: Any, settings: Settings, batches: Batches | None = None) -> C
 
 
 def is_quantized(module: nn.Module, settings: Settings) -> bool:
-    return isinstance(module, QuantizedEmbedding) or settings.of.linears.is_quantized(module)
+    return isinstance(module, QuantizedEmbedding) or linears_of(settings).is_quantized(module)

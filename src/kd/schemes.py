@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from kd import torchao_configs as configs
 from kd.errors import UserError, nearest
-from kd.torchao_linears import GroupedLinears, TorchaoLinears, int8_dynamic, int8_dynamic_trained, int8_fake
+from kd.torchao_linears import GroupedLinears, TorchaoLinears
 
 
 class Linears(Protocol):
@@ -44,17 +45,30 @@ class Scheme:
     """Weights of ``bits`` bits, and what else its files of conf/quant/ may say."""
 
     bits: int
-    linears: Linears
+    linears: Linears | None  # None: the whole network is cast, and nothing stays float32
     grouped: bool = False  # takes group_size and symmetric; else one scale a row
     trainable: bool = False  # converted logits equal the fake-quantized ones (measured: quantization tests)
     calibrated: bool = False  # reads ranges of activations from calibration_rows
+    embedding_bits: int | None = None  # None: as many as the others
     devices: tuple[str, ...] = ("cpu", "cuda")  # where it runs
+    capability: tuple[int, int] = (0, 0)  # the least that a CUDA device has to have
+    config: Any = None  # makes torchao's config; transformers then reads the linear layers by itself
+
+
+def torchao_scheme(bits: int, config: Any, fake: Any = None, **more: Any) -> Scheme:
+    return Scheme(bits, TorchaoLinears(config, fake), trainable=fake is not None, config=config, **more)
 
 
 SCHEMES = {
-    "int8_dynamic": Scheme(8, TorchaoLinears(int8_dynamic)),
-    "int8_dynamic_trained": Scheme(8, TorchaoLinears(int8_dynamic_trained, int8_fake), trainable=True),
+    "bf16": Scheme(16, None, capability=(8, 0)),
+    "int8_dynamic": torchao_scheme(8, configs.int8_dynamic),
+    "int8_dynamic_trained": torchao_scheme(8, configs.int8_dynamic_trained, configs.int8_dynamic_fake),
+    "int8_weight_only": torchao_scheme(8, configs.int8_weight_only, configs.int8_weight_only_fake),
     "int4_weight_only": Scheme(4, GroupedLinears(activations=False), grouped=True, trainable=True),
+    "int8_dynamic_int4_weight": Scheme(4, GroupedLinears(activations=True), grouped=True, trainable=True),
+    "fp8_weight_only": torchao_scheme(8, configs.fp8_weight_only),
+    # embeddings int8: one table for all words is where 4 bits cost most
+    "nf4": Scheme(4, TorchaoLinears(configs.nf4), embedding_bits=8),
 }
 
 
@@ -103,6 +117,10 @@ def check_training(settings: Settings) -> None:
 
 
 def check_taken(settings: Settings) -> None:
+    if settings.of.linears is None:
+        for key, default in (("embeddings", True), ("head", False), ("keep_float", ())):
+            if getattr(settings, key) != default:
+                raise UserError(f"quant.scheme={settings.scheme} takes no quant.{key}: it is the whole network.")
     scheme, group, rows = settings.of, settings.group_size, settings.calibration_rows
     if scheme.grouped != (group is not None):
         wants = "needs a quant.group_size" if scheme.grouped else "takes no quant.group_size"
@@ -116,3 +134,26 @@ def check_taken(settings: Settings) -> None:
         raise UserError(f"quant.scheme={settings.scheme} {wants}.")
     if rows is not None and rows < 1:
         raise UserError(f"quant.calibration_rows={rows}: it is at least 1.")
+
+
+def refusal(settings: Settings, device: str, capability: tuple[int, int] | None = None) -> str | None:
+    """Why a scheme does not run on a ``device`` (``cpu``, ``cuda``, ``mps``), and which one does; None if it runs.
+
+    ``capability`` is what ``torch.cuda.get_device_capability`` says.
+    """
+    scheme = settings.of
+    if device not in scheme.devices:
+        why = f"it runs on {' and '.join(scheme.devices)}, and this is {device}"
+    elif device == "cuda" and capability is not None and capability < scheme.capability:
+        has, needs = (".".join(map(str, numbers)) for numbers in (capability, scheme.capability))
+        why = f"it needs a CUDA device of compute capability {needs}, and this one has {has}"
+    else:
+        return None
+    runs = [
+        (abs(other.bits - scheme.bits), other.trainable != scheme.trainable, name)
+        for name, other in SCHEMES.items()
+        if device in other.devices and (capability is None or capability >= other.capability)
+        and (other.trainable or not settings.qat)
+    ]  # fmt: skip
+    instead = f"scheme={min(runs)[2]} is the nearest that does" if runs else "none of the schemes does; take quant=none"
+    return f"quant={settings.name} cannot run here: {why}. Of quantization, {instead}."

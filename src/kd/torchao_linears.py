@@ -1,34 +1,18 @@
-"""Linear layers quantized by torchao. Only this file imports it."""
+"""Linear layers quantized by torchao: with its own configs, and as int4 in groups on the grid of ``kd.grid``."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kd import torchao_configs as configs
 from kd.errors import UserError
 from kd.grid import Grid, Quantized, pack, quantize, unpack
 from kd.quantized_embedding import rounded
-
-logging.getLogger("torchao").setLevel(logging.ERROR)  # it announces kernels that it can do without
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-
-
-def int8_dynamic(_linear: nn.Linear) -> Any:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-    from torchao.quantization.quant_primitives import MappingType
-
-    return Int8DynamicActivationInt8WeightConfig(act_mapping_type=MappingType.ASYMMETRIC)
-
-
-def int8_dynamic_trained(_linear: nn.Linear) -> Any:
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis
-
-    return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -40,20 +24,6 @@ def is_fake(module: nn.Module) -> bool:
     from torchao.quantization.qat.linear import FakeQuantizedLinear
 
     return isinstance(module, FakeQuantizedLinear)
-
-
-def activation_per_token() -> Any:
-    """How int8 activations are fake-quantized: each token its own scale and zero point, as torchao's kernels do."""
-    from torchao.quantization.qat import IntxFakeQuantizeConfig
-
-    return IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
-
-
-def int8_fake() -> tuple[Any, Any]:
-    from torchao.quantization import PerAxis
-    from torchao.quantization.qat import IntxFakeQuantizeConfig
-
-    return activation_per_token(), IntxFakeQuantizeConfig(torch.int8, PerAxis(0))
 
 
 class TorchaoLinears:
@@ -135,7 +105,7 @@ class GroupedLinears(TorchaoLinears):
         self.activations = activations
 
     def fake_quantized(self, kind: Any, layer: nn.Linear, settings: Any) -> Any:
-        made = kind.from_linear(layer, activation_per_token() if self.activations else None, None)
+        made = kind.from_linear(layer, configs.int8_per_token() if self.activations else None, None)
         made.weight_fake_quantizer = FakeQuantizer(Grid.of(4, settings))
         return made
 
