@@ -170,7 +170,7 @@ def test_embeddings_look_up_first_and_learn_only_the_rows_used(monkeypatch: pyte
 def test_a_scheme_that_cannot_be_trained_is_refused() -> None:
     with pytest.raises(UserError, match="int8_dynamic cannot be trained.*int8_dynamic_trained"):
         settings("int8", qat=True)
-    with pytest.raises(UserError, match="known are int8_dynamic"):
+    with pytest.raises(UserError, match="known are bf16, int8_dynamic"):
         settings("int8", scheme="int7")
 
 
