@@ -38,7 +38,23 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("place", nargs="+", metavar="DIR", help="runs, sweeps, trees of them, or report.json files")
     compare.add_argument("--sort", metavar="COLUMN", help="the column to sort by, best first (default: test)")
     compare.add_argument("--out", metavar="DIR", help="also write compare.md, compare.csv and compare.png there")
+    bench = commands.add_parser("bench", help="speed and memory of models and exports, side by side on the CPU")
+    bench.add_argument(
+        "--model", required=True, action="append", metavar="DIR", help="a model or an export, or a run: all it has"
+    )
+    bench.add_argument("--threads", type=positive, help="of each (default: OMP_NUM_THREADS, or the CPU's cores)")
+    bench.add_argument("--seconds", type=positive, default=60, help="for all together (default: 60)")
+    bench.add_argument(
+        "--rows", metavar="FILE", help="texts for real lengths, as for kd predict (default: the run's validation rows)"
+    )
+    bench.add_argument("--out", metavar="DIR", help="also write bench.md, bench.json and bench.png there")
     return top
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def table_of(path: Path, names: list[str], known: tuple[str, ...], words: bool) -> tuple[Table, list[Text]]:
@@ -148,6 +164,14 @@ def compare(arguments: argparse.Namespace) -> None:
     print(compare([Path(place) for place in arguments.place], arguments.sort, arguments.out and Path(arguments.out)))
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    from kd.bench_command import bench
+
+    models = [Path(model).expanduser() for model in arguments.model]
+    rows, out = (value and Path(value).expanduser() for value in (arguments.rows, arguments.out))
+    print(bench(models, arguments.threads, arguments.seconds, rows, out))
+
+
 def main() -> None:
     if sys.argv[1:2] == ["train"]:
         from kd import launch
@@ -163,6 +187,8 @@ def main() -> None:
     try:
         if arguments.command == "compare":
             compare(arguments)
+        elif arguments.command == "bench":
+            bench(arguments)
         else:
             from kd.noise import silence_transformers
 

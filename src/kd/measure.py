@@ -11,8 +11,9 @@ import contextlib
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -40,7 +41,7 @@ class Shape:
 
 SHORT, LONG = Shape(1, 32, 0.25, 1, 0.03), Shape(1, 128, 0.2, 1, 0.03)
 LARGE = Shape(32, 64, 0.25, 0, 0.0)
-REAL_SHARE = 0.3
+REAL_SHARE, REAL_ROWS = 0.3, 32
 
 
 def race(
@@ -128,3 +129,28 @@ def throughput(batches: Sequence[Lengths], seconds: Sequence[Sequence[float]]) -
     """Rows a second over the batches that were timed, from the median of each."""
     timed = [(len(rows), statistics.median(spent)) for rows, spent in zip(batches, seconds, strict=True) if spent]
     return sum(rows for rows, _ in timed) / sum(median for _, median in timed)
+
+
+def compared_with(figures: dict[str, dict[str, float]], reference: str) -> None:
+    """Adds how many times as fast as the reference each is: ``speed_up`` (1 x 32) and ``speed_up_32x64``."""
+    one = figures[reference]
+    for found in figures.values():
+        found["speed_up"] = one["latency_ms_p50"] / found["latency_ms_p50"]
+        found["speed_up_32x64"] = found["rows_per_second"] / one["rows_per_second"]
+
+
+def in_batches(lengths: Iterable[int]) -> list[list[int]]:
+    """The lengths of all rows as batches of REAL_ROWS, in their order."""
+    whole = [int(length) for length in lengths]
+    return [whole[start : start + REAL_ROWS] for start in range(0, len(whole), REAL_ROWS)]
+
+
+def legend(about: dict[str, Any]) -> str:
+    """What the columns of the figures mean; ``about``: threads, reference and notes."""
+    threads = about["threads"]
+    text = (
+        f"Speed on the CPU, {threads} thread{'s' * (threads > 1)}, each model in a process of its own, in turn: p50 "
+        f"and p95 of a call (rows x tokens); x: times as fast as {about['reference']}; real: batches of {REAL_ROWS} "
+        "validation rows as they come; memory: the most that the process held."
+    )
+    return " ".join([text, *(f"{note[0].upper()}{note[1:]}." for note in about["notes"])])
