@@ -8,22 +8,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd.comparison import METRICS, Comparison, Row, compared, gap, ranked, sort_column
+from kd.comparison import METRICS, SHOWN, Comparison, Row, compared, gap, ranked, sort_column
 from kd.errors import UserError
 from kd.found import NAMES, find, said
 from kd.groups import NONE, title
 from kd.store import write_text
 from kd.table import COLUMNS, markdown_table
 
-SHOWN = (
-    "validation",
-    "test",
-    "retention",
-    "agreement",
-    "weights",
-    "p50 1x32",
-    "rows/s 32x64",
-)  # the other columns are left to compare.csv: the table is wide enough
 FEW = 5
 
 

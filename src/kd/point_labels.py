@@ -10,7 +10,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 Point = tuple[float, float]
 
 ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200, 65, 115, 295, 245)
-DISTANCES = (3, 10, 20, 32, 46, 62, 80, 100, 125, 150, 180, 215, 250)  # points, from the edge of the marker
+DISTANCES = (3, 10, 20, 32, 46, 62, 80, 100, 125, 150, 180, 215, 250, 300)  # points, from the edge of the marker
 LINED = 4  # from this distance on a line leads to the label
 ROOM = 2.0  # points around a label
 
@@ -20,9 +20,12 @@ def label(axes: Any, points: Sequence[tuple[float, float, float, str]]) -> None:
 
     Call it last: the layout has to be as it will be saved. Each label takes the nearest free place.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure = axes.figure
-    figure.canvas.draw()
-    renderer, pixels = figure.canvas.get_renderer(), figure.dpi / 72
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, pixels = canvas.get_renderer(), figure.dpi / 72
     centres = [tuple(axes.transData.transform((x, y))) for x, y, _, _ in points]
     radii = [math.sqrt(area / math.pi) * pixels for _, _, area, _ in points]
     inside = tuple(axes.get_window_extent(renderer).extents)
@@ -59,7 +62,7 @@ def free_place(
     for distance in DISTANCES:
         for angle in ANGLES:
             box, end = placed(centre, radius + distance * pixels, angle, size, ROOM * pixels)
-            faults = sum(overlaps(box, other) for other in taken) + 3.0 * (not contains(inside, box))
+            faults = 10.0 * sum(overlaps(box, other) for other in taken) + 30.0 * (not contains(inside, box))
             faults += sum(crosses(line, box) for line in lines)
             faults += sum(crosses((centre, end), other) for other in taken if other not in own)
             if best is None or faults < best[0]:
