@@ -27,7 +27,7 @@ NAMES = ["int8", "int8_qat", "int4", "int4_qat"]
 def settings(name: str, **changes: Any) -> Settings:
     shipped = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "quant" / f"{name}.yaml"))
     assert isinstance(shipped, dict)
-    return Settings(**{str(key): value for key, value in shipped.items()} | changes)
+    return Settings(name, **{str(key): value for key, value in shipped.items()} | changes)
 
 
 def inputs() -> dict[str, torch.Tensor]:

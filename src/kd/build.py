@@ -18,6 +18,7 @@ from kd.fit import FitSettings
 from kd.labels.fit import check_fit
 from kd.layer_map import kept_layers
 from kd.losses import Loss
+from kd.named_schemes import AUTO, named_schemes
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
 from kd.sources import TextData
@@ -107,13 +108,17 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     )  # fmt: skip
 
 
-def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
-    if cfg.quant.name == "none":
-        return None
-    try:
-        return quantization.Settings(**container(cfg.quant))
-    except TypeError as error:
-        raise UserError(f"quant={cfg.quant.name}: {error}.") from error
+def quantization_settings(cfg: DictConfig) -> list[quantization.Settings]:
+    """Of every scheme that is named; what keep_float=auto finds is not known yet."""
+    found = []
+    for name, settings in named_schemes(cfg).items():
+        if settings.get("keep_float") == AUTO:
+            settings["keep_float"] = []
+        try:
+            found.append(quantization.Settings(name=name, **settings))
+        except TypeError as error:
+            raise UserError(f"quant={name}: {error}.") from error
+    return found
 
 
 def model_configs(cfg: DictConfig, task: Task) -> tuple[Any, Any]:
