@@ -89,4 +89,3 @@ def test_a_start_step_after_the_end_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "quant.start_step=1000: the training has 20 steps" in done.stderr
     assert "Traceback" not in done.stderr
-

@@ -11,9 +11,9 @@ from typing import Any
 
 from kd import __version__
 from kd.errors import UserError
+from kd.export.directory import is_export, read_about
 from kd.measure import compared_with, in_batches, legend, measure
 from kd.measure_process import Measured
-from kd.measure_worker import EXPORT
 from kd.store import said_about, write_text
 from kd.table import QUALITY, SCORES, SPEED, filled
 
@@ -68,8 +68,8 @@ def found(given: Sequence[Path]) -> tuple[list[Measured], list[str]]:
             name = f"{place.resolve().name}/{path.name}" if several and path != place else path.resolve().name
             if name in places:
                 name = str(path)
-            if failed_export(path) and path != place:
-                skipped.append(f"{name} is left out: its export failed")
+            if path != place and is_export(path) and not read_about(path)["passed"]:
+                skipped.append(f"{name} is left out: it did not pass its gate")
             else:
                 places[name] = path
     return [Measured(name, path) for name, path in places.items()], skipped
@@ -84,29 +84,12 @@ def artefacts_in(run: Path) -> Iterator[Path]:
         yield from sorted(path for path in run.glob(pattern) if is_artefact(path))
 
 
-def said_of_export(directory: Path) -> dict[str, Any] | None:
-    """Its export.json; None for what is no export."""
-    path = directory / EXPORT
-    if not path.is_file():
-        return None
-    try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is broken ({error}): export the model again.") from error
-    return about
-
-
-def failed_export(directory: Path) -> bool:
-    about = said_of_export(directory)
-    return about is not None and not about.get("passed", True)
-
-
 def weights_bytes(directory: Path) -> int:
     """Of model.safetensors; of an export, of the files of its model."""
-    if said_of_export(directory) is None:
+    if not is_export(directory):
         return (directory / "model.safetensors").stat().st_size
-    carried = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json", "kd.json", EXPORT, "README.md"}
-    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file() and path.name not in carried)
+    about = read_about(directory)
+    return sum(about["files"][name]["bytes"] for name in about["model_files"])
 
 
 def real_lengths(places: Sequence[Measured], rows: Path | None) -> tuple[list[list[int]], list[str]]:
@@ -147,12 +130,11 @@ def texts_of_file(path: Path, model: Path) -> dict[str, list[Any]]:
 
 def texts_of_run(run: Path, model: Path) -> dict[str, list[Any]]:
     """The validation rows that a run was set to, as its task reads them."""
-    from omegaconf import OmegaConf
-
     from kd.build import build
+    from kd.export_command import config_of
     from kd.tasks import restored
 
-    data, about = build(OmegaConf.load(run / "config.yaml").data.source), said_about(model)
+    data, about = build(config_of(run / "config.yaml").data.source), said_about(model)
     rows = (restored(about["task"]).prepare(data) if "task" in about else data).splits["validation"]
     kept = [name for name in ("text", "text_pair", "tokens") if name in rows.column_names]
     columns: dict[str, list[Any]] = rows.select_columns(kept).select(range(min(len(rows), MOST_ROWS)))[:]

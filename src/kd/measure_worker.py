@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd.errors import UserError
+from kd.export.directory import is_export
 from kd.noise import silence
 
 Inputs = dict[str, NDArray[np.int64]]
@@ -30,12 +31,11 @@ FIRST_WORD = 5  # smaller ids are padding and other special tokens
 NAP = 0.005  # seconds
 SLEEPS = 0.1  # of a core's time or less
 PATIENCE = 1.0  # seconds in which threads are to go to sleep; runtimes spin for some milliseconds after a call
-EXPORT = "export.json"  # only an export directory has it
 
 
 def open_model(directory: Path, threads: int) -> Call:
     """The seconds of one call of the artefact, in torch or in the runtime of an export."""
-    if (directory / EXPORT).is_file():
+    if is_export(directory):
         return open_export(directory, threads)
     import torch
 
@@ -60,8 +60,9 @@ def open_export(directory: Path, threads: int) -> Call:
     session = open_session(directory, threads)
 
     def call(inputs: Inputs) -> float:
+        read = {name: inputs[name] for name in session.inputs}
         start = time.perf_counter()
-        session(inputs)
+        session(read)
         return time.perf_counter() - start
 
     return call
