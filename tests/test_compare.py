@@ -201,8 +201,8 @@ def test_sorting(sweep: Path) -> None:
     assert order("method") == ["hard student", "hard student-int8", "logit student", "logit student-int8", "– teacher"]
     with pytest.raises(UserError, match=r"--sort tset: no such column. Did you mean 'test'\? Columns: method, model"):
         compare([sweep], sort="tset")
-    with pytest.raises(UserError, match="parameters, p50 1x32, p95 1x32 all begin so"):
-        compare([sweep], sort="p")
+    with pytest.raises(UserError, match="retention, rows/s 32x64 all begin so"):
+        compare([sweep], sort="r")
 
 
 def test_without_test_labels_validation_counts_and_nothing_measured_has_no_column(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_gate(task: Classification, capsys: pytest.CaptureFixture[str]) -> N
 
     def scored(accuracy: float) -> Entry:
         return Entry(
-            "t", None, "t", 0, 0, False, {"validation": {"accuracy": accuracy}}, {"validation": labels[:, None]}
+            "t", None, "t", 0, 0, False, None, {"validation": {"accuracy": accuracy}}, {"validation": labels[:, None]}
         )
 
     with pytest.raises(UserError, match=r"0\.6000 \(95 % interval 0\.50.*gives 0\.5500.*teacher\.gate=false"):

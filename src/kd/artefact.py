@@ -18,6 +18,7 @@ from torch import Tensor
 from kd import heads, intact, quantized_file
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
+from kd.export.directory import is_export
 from kd.noise import quiet_transformers
 from kd.quantization import Summary
 from kd.schemes import Settings
@@ -113,13 +114,14 @@ def note_decision(directory: Path, decision: Decision) -> None:
 
 
 def load(directory: str | Path) -> Artefact:
-    """Opens ``student/`` or ``student-<quant>/`` of a run. Raises UserError if it is neither."""
+    """Opens ``student/``, ``student-<quant>/`` or ``export/<name>/`` of a run. Raises UserError if it is none."""
     with quiet_transformers():
         return opened(Path(directory).expanduser())
 
 
 def opened(directory: Path) -> Artefact:
-    for name in ("config.json", "model.safetensors"):
+    exported = is_export(directory)
+    for name in ("config.json",) if exported else ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise UserError(
                 f"{directory} is no model that kd wrote: there is no {name}. Give a student directory of a run, "
@@ -133,7 +135,11 @@ def opened(directory: Path) -> Artefact:
     intact.check(directory, about)
     names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
-    if settings is not None:
+    if exported:
+        from kd.export.session_model import SessionModel
+
+        model = SessionModel.load(directory)
+    elif settings is not None:
         model = quantized_file.load(directory, heads.Auto(task))
     else:
         model, info = heads.Auto(task).from_pretrained(

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kd import __version__
+from kd import __version__, export_command
 from kd.errors import UserError, nearest
 from kd.parts import text_values
 from kd.store import said_about
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help="the same as python train.py; see kd train --help", add_help=False)
     predict = commands.add_parser("predict", help="label names and probabilities for texts")
-    predict.add_argument("--model", required=True, help="a student directory of a run, float or quantized")
+    predict.add_argument("--model", required=True, help="a student directory of a run, or one of its exports")
     predict.add_argument("--input", help="a file with the texts (CSV, TSV, JSON lines, parquet); the result is CSV")
     predict.add_argument(
         "--column", action="append", metavar="NAME",
@@ -38,7 +38,24 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("place", nargs="+", metavar="DIR", help="runs, sweeps, trees of them, or report.json files")
     compare.add_argument("--sort", metavar="COLUMN", help="the column to sort by, best first (default: test)")
     compare.add_argument("--out", metavar="DIR", help="also write compare.md, compare.csv and compare.png there")
+    bench = commands.add_parser("bench", help="speed and memory of models and exports, side by side on the CPU")
+    bench.add_argument(
+        "--model", required=True, action="append", metavar="DIR", help="a model or an export, or a run: all it has"
+    )
+    bench.add_argument("--threads", type=positive, help="of each (default: OMP_NUM_THREADS, or the CPU's cores)")
+    bench.add_argument("--seconds", type=positive, default=60, help="for all together (default: 60)")
+    bench.add_argument(
+        "--rows", metavar="FILE", help="texts for real lengths, as for kd predict (default: the run's validation rows)"
+    )
+    bench.add_argument("--out", metavar="DIR", help="also write bench.md, bench.json and bench.png there")
+    export_command.add_parser(commands)
     return top
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def table_of(path: Path, names: list[str], known: tuple[str, ...], words: bool) -> tuple[Table, list[Text]]:
@@ -118,6 +135,9 @@ def check_model(directory: Path) -> None:
     models = sorted(path.name for path in directory.glob("student*"))
     if models and not (directory / "config.json").is_file():
         raise UserError(f"--model {directory} is a run: name one of its models, {', '.join(models)}.")
+    exports = sorted(path.parent.name for path in directory.glob("*/export.json"))
+    if exports:
+        raise UserError(f"--model {directory} holds exports: name one of them, {', '.join(exports)}.")
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -148,6 +168,14 @@ def compare(arguments: argparse.Namespace) -> None:
     print(compare([Path(place) for place in arguments.place], arguments.sort, arguments.out and Path(arguments.out)))
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    from kd.bench_command import bench
+
+    models = [Path(model).expanduser() for model in arguments.model]
+    rows, out = (value and Path(value).expanduser() for value in (arguments.rows, arguments.out))
+    print(bench(models, arguments.threads, arguments.seconds, rows, out))
+
+
 def main() -> None:
     if sys.argv[1:2] == ["train"]:
         from kd import launch
@@ -163,11 +191,17 @@ def main() -> None:
     try:
         if arguments.command == "compare":
             compare(arguments)
+        elif arguments.command == "bench":
+            bench(arguments)
         else:
             from kd.noise import silence_transformers
 
             silence_transformers()
-            predict(arguments)
+            if arguments.command == "export":
+                check_model(Path(arguments.model).expanduser())
+                export_command.export(arguments)
+            else:
+                predict(arguments)
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{error}")

@@ -8,14 +8,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd.comparison import METRICS, Comparison, Row, compared, gap, ranked, sort_column
+from kd.comparison import METRICS, SHOWN, Comparison, Row, compared, gap, ranked, sort_column
 from kd.errors import UserError
 from kd.found import NAMES, find, said
 from kd.groups import NONE, title
 from kd.store import write_text
 from kd.table import COLUMNS, markdown_table
 
-LEFT_TO_CSV = ("parameters", "p95 1x32")  # the table is wide enough
 FEW = 5
 
 
@@ -67,7 +66,7 @@ def table(one: Comparison) -> str:
     """What was measured for no model has no column."""
     shown = [
         (name, form) for name, _, form in COLUMNS
-        if name not in LEFT_TO_CSV and any(row.values[name] for row in one.rows)
+        if name in SHOWN and any(row.values[name] for row in one.rows)
     ]  # fmt: skip
     header = [*one.keys, "model", "n", *(name for name, _ in shown)]
     rows = [

@@ -15,6 +15,7 @@ from kd.groups import Group, made_groups, word
 from kd.table import COLUMNS, SCORES, SMALLER_IS_BETTER, TIMED
 
 METRICS = [name for name, _, _ in COLUMNS]
+SHOWN = ["validation", "test", "retention", "agreement", "weights", "p50 1x32", "rows/s 32x64"]  # others: compare.csv
 
 
 @dataclass
@@ -142,9 +143,13 @@ def ranked(one: Comparison, column: str, score: str) -> list[Row]:
 
 
 def sort_column(wanted: str, found: Sequence[Comparison]) -> str:
-    """The column of that name, or the only one whose name begins so. Raises UserError if there is none."""
-    columns = list(dict.fromkeys([*(key for one in found for key in one.keys), "model", "n", *METRICS]))
-    close = [name for name in columns if name.startswith(wanted)]
+    """The column of that name, or the only one whose name begins so, in the table or else at all.
+
+    Raises UserError if there is none.
+    """
+    shown = list(dict.fromkeys([*(key for one in found for key in one.keys), "model", "n", *SHOWN]))
+    columns = list(dict.fromkeys([*shown, *METRICS]))
+    close = [name for name in shown if name.startswith(wanted)] or [n for n in columns if n.startswith(wanted)]
     if wanted in columns or len(close) == 1:
         return wanted if wanted in columns else close[0]
     what = f"{', '.join(close)} all begin so." if close else f"no such column.{nearest(wanted, columns)}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import disable_progress_bars, enable_progress_bars
 from torch import Tensor
 
 from kd.store import content_key, locked
@@ -66,6 +65,8 @@ def first_tokens(encoding: Any, words: Sequence[str]) -> list[int]:
 
 def encode(rows: Any, key: str, tokenizer: Any, max_length: int, cache: Path, name: str) -> Any:
     """The tokenised rows, from the cache if they are there. A broken cache file is named and made anew."""
+    from datasets import disable_progress_bars, enable_progress_bars  # 0.6 s that reading an artefact does not need
+
     key = content_key(data=key, tokenizer=tokenizer_key(tokenizer), max_length=max_length, format=FORMAT)
     path = cache / "tokens" / f"{key}.arrow"
     texts = [name for name in rows.column_names if name != "label"]

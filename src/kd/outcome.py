@@ -29,7 +29,9 @@ def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: 
     size = artefact.save_float(
         output / "student", student, pair.tokenizers["student"], cfg.data.max_length, data.text_columns, task
     )
-    return report.Entry("student", student, "student", size, models.parameter_count(student))
+    return report.Entry(
+        "student", student, "student", size, models.parameter_count(student), directory=output / "student"
+    )
 
 
 def save_converted(
@@ -43,7 +45,7 @@ def save_converted(
         output / name, model, pair.tokenizers["student"], cfg.data.max_length, scheme, summary, data.text_columns, task,
     )  # fmt: skip
     print(f"{name}: {summary}")
-    return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
+    return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True, output / name)
 
 
 def notes(made: dict[str, str]) -> list[str]:
@@ -57,8 +59,7 @@ def finish_report(
     made: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     report.score(entries, rows, task, device)
-    if cfg.report.measure:
-        report.measure(entries, cfg.report.measure_seconds)
+    measured = report.measure(entries, rows, task, cfg.report.measure_seconds) if cfg.report.measure else None
     for entry in entries:
         entry.figures |= {"parameters": entry.parameters, "weights_bytes": entry.weights_bytes}
     threads, more = torch.get_num_threads(), task.about({entry.name: entry.figures for entry in entries})
@@ -68,6 +69,7 @@ def finish_report(
         "title": f"{cfg.teacher.name} to {cfg.student.name} by {cfg.method.name}, {cfg.quant.name}, on {cfg.data.name}",
         "select": task.select,
         "higher_is_better": task.higher_is_better,
+        "measured": measured,
         "teacher_beats_chance": teacher_beats_chance,
         "student_beats_chance": task.beats_chance(
             score,

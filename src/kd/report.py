@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kd.architecture import positions
+from kd.artefact import save_float
 from kd.datamodule import TextDataModule
+from kd.measure import compared_with, in_batches, legend
+from kd.measure import measure as measured
+from kd.measure_process import Measured
 from kd.picture import draw
 from kd.store import rank, write_text
 from kd.table import rows as rows  # also reached as report.rows and report.table
-from kd.table import scored
 from kd.table import table as table
 from kd.tasks.base import Decision, Task
 from kd.units import logits_at
-
-LATENCY_SHAPE = (1, 32)
-THROUGHPUT_SHAPE = (32, 64)
+from kd.verdict import sentence as sentence
 
 
 @dataclass
@@ -38,6 +37,7 @@ class Entry:
     weights_bytes: int
     parameters: int
     quantized: bool = False
+    directory: Path | None = None  # where it is stored; None: it is in memory alone
     figures: dict[str, Any] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
     decision: Decision = field(default_factory=dict)  # of its task, found on validation
@@ -89,103 +89,37 @@ def reference(entries: Sequence[Entry], data: TextDataModule, split: str, task: 
     return entries[0].logits[split] if task.scored_against_teacher else labels
 
 
-def measure(entries: Sequence[Entry], seconds: float) -> None:
-    """Fills in latency (p50 and p95, batch 1 x 32) and throughput (batch 32 x 64), on the CPU.
+def measure(entries: Sequence[Entry], data: TextDataModule, task: Task, seconds: float) -> dict[str, Any]:
+    """Fills in the figures of kd.measure, on the CPU, and returns what to know about them.
 
-    One process, the same threads, the models taking turns; medians, because single timings are noisy. Each
-    shape takes half of ``seconds``, but at least a warm-up call and a timed one of every model.
+    An entry without a directory, as the teacher, gets one for that time.
     """
-    for shape in (LATENCY_SHAPE, THROUGHPUT_SHAPE):
-        calls = [timed_call(entry.model, shape) for entry in entries]
-        times = take_turns(calls, seconds / 2, "x".join(map(str, shape)))
-        for entry, spent in zip(entries, times, strict=True):
-            if shape == LATENCY_SHAPE:
-                entry.figures["latency_ms_p50"] = 1000 * statistics.median(spent)
-                entry.figures["latency_ms_p95"] = 1000 * torch.tensor(spent).quantile(0.95).item()
-            else:
-                entry.figures["rows_per_second"] = shape[0] / statistics.median(spent)
-
-
-def timed_call(model: Any, shape: tuple[int, int]) -> Callable[[], float]:
-    model.to("cpu").eval()
-    generator = torch.Generator().manual_seed(0)
-    length = min(shape[1], positions(model.config.to_dict()))
-    ids = torch.randint(5, model.config.vocab_size, (shape[0], length), generator=generator)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    @torch.no_grad()
-    def call() -> float:
-        start = time.perf_counter()
-        model(**inputs)
-        return time.perf_counter() - start
-
-    return call
-
-
-def take_turns(calls: Sequence[Callable[[], float]], seconds: float, title: str) -> list[list[float]]:
-    times: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + seconds
-    for call in calls:
-        call()  # the first one is slower
-    with tqdm(
-        total=round(seconds), desc=f"Measuring {title}", leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}|"
-    ) as bar:
-        while not times[0] or (time.perf_counter() < end and len(times[0]) < 1000):
-            for call, spent in zip(calls, times, strict=True):
-                spent.append(call())
-            spent_seconds = round(seconds - (end - time.perf_counter()))
-            bar.update(max(0, min(round(seconds), spent_seconds) - int(bar.n)))
-    return times
-
-
-def sentence(report: dict[str, Any]) -> str:
-    """What the figures say, the unwelcome included."""
-    models, select = report["models"], report["select"]
-    names = list(models)
-    student, last = models["student"], models[names[-1]]
-    split = scored(student)
-    ratio = models["teacher"]["weights_bytes"] / student["weights_bytes"]
-    size = f"{ratio:.1f} times fewer" if ratio >= 1 else f"{1 / ratio:.1f} times more"
-    kept = f"keeps {100 * student[f'{split}_retention']:.1f} % of the teacher's {split} {select}"
-    if not report["higher_is_better"]:
-        kept = (
-            f"has {student[split][select] / models['teacher'][split][select]:.2f} times the teacher's {split} {select}"
-        )
-    text = f"The student {kept} with {size} bytes of weights; {split} has {report['rows'][split]} rows."
-    if not report["teacher_beats_chance"]:
-        text = "The teacher does not beat guessing beyond chance, so retention and agreement say nothing."
-    elif not report["student_beats_chance"]:
-        text = (
-            f"The student does not beat guessing beyond chance: it has learned nothing that {split} shows. Train it "
-            "longer."
-        )
-    if last is student:
-        return text
-    change = last[split][select] - student[split][select]
-    points = f"{100 * change:+.2f} points" if report["higher_is_better"] else f"{change:+.2f} {select}"
-    text += (
-        f" {names[-1]} takes {100 * last['weights_bytes'] / student['weights_bytes']:.0f} % of the float student's "
-        f"bytes at {points}."
-    )
-    if "latency_ms_p50" in last:
-        ratio = last["latency_ms_p50"] / student["latency_ms_p50"]
-        if ratio > 1.05:
-            text += (
-                f" It is {ratio:.1f} times slower than float at batch 1 on this CPU: torchao's eager kernels save "
-                "bytes there, not time."
-            )
-        else:
-            text += f" At batch 1 it takes {ratio:.2f} times the float student's time."
-    return text
+    lengths = in_batches(data.splits["validation"].lengths)
+    data.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data.cache) as kept:
+        places = []
+        for entry in entries:
+            directory = entry.directory or Path(kept) / entry.name
+            if entry.directory is None:
+                tokenizer, length = data.tokenizers[entry.role], data.lengths[entry.role]
+                save_float(directory, entry.model, tokenizer, length, data.data.text_columns, task)
+            places.append(Measured(entry.name, directory))
+        threads = torch.get_num_threads()
+        figures, notes = measured(places, seconds, threads, lengths)
+    compared_with(figures, "student")
+    for entry in entries:
+        entry.figures |= figures[entry.name]
+    return {"threads": threads, "reference": "student", "notes": notes}
 
 
 def scores(report: dict[str, Any]) -> str:
-    """What the columns of the table are about."""
+    """What the columns of the tables are about."""
     better = "higher" if report["higher_is_better"] else "lower"
-    return (
+    text = (
         f"Validation and test: {report['select']}, {better} is better. Retention: of the teacher's score. Agreement: "
         "with the teacher's answers."
     )
+    return f"{text} {legend(report['measured'])}" if report.get("measured") else text
 
 
 def loading(report: dict[str, Any], name: str) -> str:

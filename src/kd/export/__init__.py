@@ -1,0 +1,8 @@
+"""Models for other runtimes: written, opened there, and held against the model they come from.
+
+Importing this package is cheap: neither torch nor a runtime is imported.
+"""
+
+from kd.export.target import Limits, Target, missing, names, stored_target, target
+
+__all__ = ["Limits", "Target", "missing", "names", "stored_target", "target"]

@@ -1,0 +1,67 @@
+"""ONNX files: the float model as torch exports it, and what ONNX Runtime's tools make of it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from kd.export.source import Source
+from kd.export.target import Target
+
+FILE = "model.onnx"
+LARGEST = 2**31 - 1  # bytes of one protobuf message
+
+
+def write(source: Source, target: Target, directory: Path) -> list[str]:
+    """Writes the model's file. Returns the names of the files that the runtime reads."""
+    path = directory / FILE
+    write_float(source.module, source.inputs, target.opset, path)
+    if target.scheme != "float32":
+        from kd.export import onnx_quantized
+
+        onnx_quantized.SCHEMES[target.scheme](path, source, target)
+    return [FILE]
+
+
+def write_float(module: nn.Module, inputs: tuple[str, ...], opset: int, path: Path) -> None:
+    """A forward pass of any batch size and length, by torch.export."""
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    example = {name: torch.ones(2, 7, dtype=torch.long) for name in inputs}
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module, (), kwargs=example, input_names=list(inputs), output_names=["logits"], opset_version=opset,
+            dynamic_shapes={name: {0: batch, 1: length} for name in inputs}, dynamo=True, verbose=False,
+        )  # fmt: skip
+        assert program is not None
+        proto = program.model_proto
+    del proto.graph.value_info[:]  # shapes that it inferred contradict each other where heads are reshaped
+    save(proto, path)
+
+
+def save(proto: Any, path: Path) -> None:
+    """In one file, or beside it where one would be too large for its format."""
+    onnx.save(proto, str(path), save_as_external_data=proto.ByteSize() > LARGEST)
+
+
+class quiet(warnings.catch_warnings):
+    """Exporters tell of everything they try."""
+
+    def __enter__(self) -> Any:
+        found = super().__enter__()
+        warnings.simplefilter("ignore")
+        self.loggers = {name: logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+        self.levels = {name: logger.level for name, logger in self.loggers.items()}
+        for logger in self.loggers.values():
+            logger.setLevel(logging.ERROR)
+        return found
+
+    def __exit__(self, *error: Any) -> None:
+        for name, logger in self.loggers.items():
+            logger.setLevel(self.levels[name])
+        super().__exit__(*error)

@@ -1,0 +1,65 @@
+"""OpenVINO's own files (.xml with .bin), by its converter; int8 and int4 by NNCF."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd.export.source import Source
+from kd.export.target import Target
+
+FILES = ["model.xml", "model.bin"]
+
+
+def write(source: Source, target: Target, directory: Path) -> list[str]:
+    """Writes the model's files. Returns the names of the files that the runtime reads."""
+    import openvino
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():  # progress bars of NNCF
+        model = SCHEMES[target.scheme](converted(source), source, target)
+    openvino.save_model(model, directory / FILES[0], compress_to_fp16=False)  # float32 weights are float32
+    return FILES
+
+
+def converted(source: Source) -> Any:
+    """Any batch size and length; inputs and the output have names."""
+    import openvino
+
+    example = {name: torch.ones(2, 7, dtype=torch.long) for name in source.inputs}
+    shapes = {name: openvino.PartialShape([-1, -1]) for name in source.inputs}
+    model = openvino.convert_model(source.module, example_input=example, input=list(shapes.items()))
+    for port, name in zip(model.inputs, source.inputs, strict=True):
+        port.get_tensor().set_names({name})
+    model.outputs[0].get_tensor().set_names({"logits"})
+    return model
+
+
+def float32(model: Any, source: Source, target: Target) -> Any:
+    return model
+
+
+def int8_static(model: Any, source: Source, target: Target) -> Any:
+    """int8 weights and activations, with the scales that training rows gave them."""
+    import nncf
+
+    assert target.calibration_rows is not None
+    rows = list(source.calibration(target.calibration_rows))
+    return nncf.quantize(
+        model, nncf.Dataset(rows), subset_size=len(rows), model_type=nncf.ModelType.TRANSFORMER
+    )  # fmt: skip
+
+
+def int4(model: Any, source: Source, target: Target) -> Any:
+    """int4 weights; embeddings and the last layer as NNCF has them, in int8."""
+    import nncf
+
+    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=target.group_size, ratio=1.0)
+
+
+SCHEMES = {"float32": float32, "int8_static": int8_static, "int4": int4}

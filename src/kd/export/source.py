@@ -1,0 +1,76 @@
+"""What is exported: an artefact of a run, as a module of named inputs and logits, and rows to calibrate with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from kd.artefact import Artefact, load
+from kd.batches import Draw
+from kd.datamodule import TextDataModule
+from kd.errors import UserError
+
+CALIBRATION_BATCH = 8  # rows of like length: little of what is observed is padding
+ORDER = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Logits(nn.Module):
+    """A model with inputs by name and the logits alone as output."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        return logits
+
+
+@dataclass
+class Source:
+    """``directory`` of the run's artefact; ``rows``: where calibration rows come from, in its tokenizer's encoding."""
+
+    directory: Path
+    artefact: Artefact = field(repr=False)
+    rows: TextDataModule = field(repr=False)
+
+    @classmethod
+    def of(cls, directory: Path, rows: TextDataModule) -> Source:
+        return cls(directory, load(directory), rows)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the student reads, as its tokenizer gives it: a DistilBERT has no token types."""
+        given = self.artefact.tokenizer.model_input_names
+        return tuple(name for name in ORDER if name in given)
+
+    @property
+    def quantized(self) -> bool:
+        stored = self.artefact.model.config.to_dict().get("quantization_config") or {}
+        return bool(stored.get("quant_method") == "kd")
+
+    @property
+    def module(self) -> nn.Module:
+        return Logits(self.artefact.model).eval()
+
+    def calibration(self, count: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """``count`` training rows, drawn once and for all, in batches of like length.
+
+        Raises UserError if there are fewer.
+        """
+        train = self.rows.splits["train"]
+        if count > len(train):
+            raise UserError(
+                f"calibration_rows={count}: there are {len(train)} training rows. Ask for as many or fewer."
+            )
+        drawn = np.random.default_rng(0).permutation(len(train))[:count]
+        drawn = drawn[np.argsort(train.lengths[drawn], kind="stable")]
+        for start in range(0, count, CALIBRATION_BATCH):
+            batch = train[Draw(drawn[start : start + CALIBRATION_BATCH].tolist(), {})]["student"]
+            yield {name: batch[name].numpy() for name in self.inputs}
