@@ -18,6 +18,7 @@ from torch import Tensor
 from kd import heads, quantization
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
+from kd.export.directory import is_export
 from kd.noise import quiet_transformers
 from kd.store import ABOUT, new_directory, said_about, write_text
 from kd.tasks import Classification, Decision, Task, restored
@@ -111,13 +112,14 @@ def note_decision(directory: Path, decision: Decision) -> None:
 
 
 def load(directory: str | Path) -> Artefact:
-    """Opens ``student/`` or ``student-<quant>/`` of a run. Raises UserError if it is neither."""
+    """Opens ``student/``, ``student-<quant>/`` or ``export/<name>/`` of a run. Raises UserError if it is none."""
     with quiet_transformers():
         return opened(Path(directory).expanduser())
 
 
 def opened(directory: Path) -> Artefact:
-    for name in ("config.json", "model.safetensors"):
+    exported = is_export(directory)
+    for name in ("config.json",) if exported else ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise UserError(
                 f"{directory} is no model that kd wrote: there is no {name}. Give a student directory of a run, "
@@ -130,7 +132,11 @@ def opened(directory: Path) -> Artefact:
     about = said_about(directory)
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
     quantized = config.get("quantization_config", {}).get("quant_method") == "kd"
-    if quantized:
+    if exported:
+        from kd.export.session_model import SessionModel
+
+        model = SessionModel.load(directory)
+    elif quantized:
         model = quantization.load(directory, heads.Auto(task))
     else:
         model, info = heads.Auto(task).from_pretrained(

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kd import __version__
+from kd import __version__, export_command
 from kd.errors import UserError, nearest
 from kd.parts import text_values
 from kd.store import said_about
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help="the same as python train.py; see kd train --help", add_help=False)
     predict = commands.add_parser("predict", help="label names and probabilities for texts")
-    predict.add_argument("--model", required=True, help="a student directory of a run, float or quantized")
+    predict.add_argument("--model", required=True, help="a student directory of a run, or one of its exports")
     predict.add_argument("--input", help="a file with the texts (CSV, TSV, JSON lines, parquet); the result is CSV")
     predict.add_argument(
         "--column", action="append", metavar="NAME",
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("place", nargs="+", metavar="DIR", help="runs, sweeps, trees of them, or report.json files")
     compare.add_argument("--sort", metavar="COLUMN", help="the column to sort by, best first (default: test)")
     compare.add_argument("--out", metavar="DIR", help="also write compare.md, compare.csv and compare.png there")
+    export_command.add_parser(commands)
     return top
 
 
@@ -118,6 +119,9 @@ def check_model(directory: Path) -> None:
     models = sorted(path.name for path in directory.glob("student*"))
     if models and not (directory / "config.json").is_file():
         raise UserError(f"--model {directory} is a run: name one of its models, {', '.join(models)}.")
+    exports = sorted(path.parent.name for path in directory.glob("*/export.json"))
+    if exports:
+        raise UserError(f"--model {directory} holds exports: name one of them, {', '.join(exports)}.")
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -167,7 +171,11 @@ def main() -> None:
             from kd.noise import silence_transformers
 
             silence_transformers()
-            predict(arguments)
+            if arguments.command == "export":
+                check_model(Path(arguments.model).expanduser())
+                export_command.export(arguments)
+            else:
+                predict(arguments)
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{error}")

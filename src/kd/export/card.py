@@ -113,8 +113,9 @@ def card(about: Mapping[str, Any], artefact: Artefact, task: Task, decision: Dec
         f"With `pip install {package} tokenizers numpy`, in this directory:\n\n"
         f"```python\n{snippet(runtime, list(about['inputs']), artefact, task)}\n```\n\n"
         f"{note + chr(10) * 2 if note else ''}"
-        f"{verdict}: over {figures['rows']} validation rows in batches of 1 to 64, against the model it was made from, "
-        f"logits differ by {figures['mean_difference']:.2g} (at most {figures['max_difference']:.2g}), answers agree to "
-        f"{100 * figures['agreement']:.2f} %, {task.select} {figures['score']:.4f} ({figures['score_difference']:+.2f} "
-        f"{'points' if task.higher_is_better else '%'}).\n\nThe licences of the data and of the teacher's weights apply.\n"
+        f"{verdict}: over {figures['rows']} validation rows in batches of 1 to 64, held against the model it was made "
+        f"from, logits differ by {figures['mean_difference']:.2g} (at most {figures['max_difference']:.2g}), answers "
+        f"agree to {100 * figures['agreement']:.2f} %, {task.select} {figures['score']:.4f} "
+        f"({figures['score_difference']:+.2f} {'points' if task.higher_is_better else '%'}).\n\n"
+        "The licences of the data and of the teacher's weights apply.\n"
     )

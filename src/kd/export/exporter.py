@@ -56,7 +56,8 @@ class Exporter:
         rows: the run's data in the artefact's encoding (role ``student``): validation for the gate, training rows to
             calibrate with.
         task: the run's; the artefact's own if None.
-        labels: what validation is scored against; None for its labels or, where there are none, what the artefact gives.
+        labels: what validation is scored against; None for its labels or, where there are none, what the
+            artefact gives.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Exporter:
             raise UserError(lacks)
         if self.source.quantized and target.scheme != "float32":
             raise UserError(
-                f"{self.source.directory} is quantized already, and export={target.name} would quantize it again: export "
-                f"the float student to {target.name}, or this one to {target.runtime.replace('runtime', '')}."
+                f"{self.source.directory} is quantized already, and export={target.name} would quantize it again: "
+                f"export the float student to {target.name}, or this one to {target.runtime.replace('runtime', '')}."
             )
         name = self.name(target)
         with new_directory(output / name) as unfinished:

@@ -39,7 +39,7 @@ class OnnxSession:
             options.inter_op_num_threads = 1
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.session = onnxruntime.InferenceSession(str(files[0]), options, providers=["CPUExecutionProvider"])
-        self.inputs = [one.name for one in self.session.get_inputs()]
+        self.inputs: Sequence[str] = [one.name for one in self.session.get_inputs()]
 
     def __call__(self, inputs: dict[str, Array]) -> Array:
         check_inputs(self.inputs, inputs)
@@ -60,7 +60,7 @@ class OpenVinoSession:
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
         self.model = openvino.Core().compile_model(model, "CPU", settings)
         self.request = self.model.create_infer_request()
-        self.inputs = [one.any_name for one in self.model.inputs]
+        self.inputs: Sequence[str] = [one.any_name for one in self.model.inputs]
 
     def __call__(self, inputs: dict[str, Array]) -> Array:
         check_inputs(self.inputs, inputs)

@@ -52,7 +52,8 @@ class Source:
 
     @property
     def quantized(self) -> bool:
-        return self.artefact.model.config.to_dict().get("quantization_config", {}).get("quant_method") == "kd"
+        stored = self.artefact.model.config.to_dict().get("quantization_config") or {}
+        return bool(stored.get("quant_method") == "kd")
 
     @property
     def module(self) -> nn.Module:

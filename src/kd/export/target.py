@@ -1,4 +1,4 @@
-"""What there is to export to: the files of conf/export/, and whether their runtimes are installed. Imports no runtime."""
+"""What there is to export to: the files of conf/export/, and what they need. No runtime is imported."""
 
 from __future__ import annotations
 
