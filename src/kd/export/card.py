@@ -29,6 +29,16 @@ RUN = {
         'model = openvino.compile_model("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
         "logits = model(inputs)[0]",
     ),
+    "aoti": (
+        "import torch",
+        'model = torch._inductor.aoti_load_package("model.pt2")  # runs the library in it',
+        "logits = model(**{name: torch.from_numpy(ids) for name, ids in inputs.items()}).detach().numpy()",
+    ),
+    "executorch": (
+        "import torch\nfrom executorch.runtime import Runtime",
+        'method = Runtime.get().load_program("model.pte").load_method("forward")',
+        "logits = method.execute([torch.from_numpy(ids) for ids in inputs.values()])[0].numpy()",
+    ),
 }
 SIGMOID = "1 / (1 + np.exp(-logits[0]))"
 ENCODED = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}

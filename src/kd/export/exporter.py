@@ -27,7 +27,12 @@ from kd.export.target import RUNTIMES, Target, missing
 from kd.store import ABOUT, file_hash, new_directory, said_about, write_text
 from kd.tasks import Decision, Task
 
-WRITERS = {"onnxruntime": "kd.export.onnx", "openvino": "kd.export.openvino"}  # modules with ``write``
+WRITERS = {  # modules with ``write``
+    "onnxruntime": "kd.export.onnx",
+    "openvino": "kd.export.openvino",
+    "aoti": "kd.export.aoti",
+    "executorch": "kd.export.executorch",
+}
 STAY = ("model.safetensors", "README.md", "export.json", ABOUT)  # of the source; all else travels
 
 

@@ -69,9 +69,60 @@ class OpenVinoSession:
         return logits
 
 
+class AotiSession:
+    """A library that torch compiled; here, and nowhere else, torch is imported. ``threads`` are the process's."""
+
+    def __init__(self, files: Sequence[Path], threads: int | None) -> None:
+        import torch
+
+        from kd.export import aoti
+
+        self.torch = torch
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.runtime = f"torch {torch.__version__.split('+')[0]}"
+        self.model, self.inputs = aoti.opened(files[0])
+
+    def __call__(self, inputs: dict[str, Array]) -> Array:
+        check_inputs(self.inputs, inputs)
+        with self.torch.no_grad():
+            logits = self.model(**{name: self.torch.from_numpy(inputs[name]) for name in self.inputs})
+        found: Array = logits.numpy()
+        return found
+
+
+class ExecuTorchSession:
+    """More rows than the file has room for are run one part after the other. Its Python bindings come with torch."""
+
+    def __init__(self, files: Sequence[Path], threads: int | None) -> None:
+        from importlib.metadata import version
+
+        from kd.export import executorch
+
+        self.runtime = f"executorch {version('executorch')}"
+        if threads is not None:
+            executorch.set_threads(threads)
+        self.method, noted = executorch.opened(files[0])
+        self.rows, self.tokens = noted["rows"], noted["tokens"]
+        self.inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * noted["token_types"]
+
+    def __call__(self, inputs: dict[str, Array]) -> Array:
+        import torch
+
+        check_inputs(self.inputs, inputs)
+        given = [torch.from_numpy(inputs[name]) for name in self.inputs]
+        if given[0].shape[1] > self.tokens:
+            raise UserError(f"This model reads up to {self.tokens} tokens a row, and got {given[0].shape[1]}.")
+        parts = zip(*(one.split(self.rows) for one in given), strict=True)
+        found = [self.method.execute([one.contiguous() for one in part])[0].numpy().copy() for part in parts]
+        return np.concatenate(found)
+
+
 SESSIONS: dict[str, Callable[[Sequence[Path], int | None], Session]] = {
     "onnxruntime": OnnxSession,
     "openvino": OpenVinoSession,
+    "aoti": AotiSession,
+    "executorch": ExecuTorchSession,
 }
 
 

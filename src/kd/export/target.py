@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,13 +15,17 @@ from kd.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a runtime is called, the module that runs its files, those that it takes to write them, and the extra."""
+    """What a runtime is called, the module that runs its files, those that it takes to write them, and the extra.
+
+    ``compiles``: writing takes a C++ compiler too.
+    """
 
     title: str
     module: str
     modules: tuple[str, ...]
     extra: str
     schemes: tuple[str, ...]
+    compiles: bool = False
 
 
 RUNTIMES = {
@@ -31,6 +37,8 @@ RUNTIMES = {
         ("float32", "int8_dynamic", "int8_static", "int4"),
     ),
     "openvino": Runtime("OpenVINO", "openvino", ("openvino", "nncf"), "openvino", ("float32", "int8_static", "int4")),
+    "aoti": Runtime("AOTInductor", "torch", ("torch",), "", ("float32",), compiles=True),
+    "executorch": Runtime("ExecuTorch", "executorch", ("executorch",), "executorch", ("float32",)),
 }
 CALIBRATED = "int8_static"
 GROUPED = "int4"
@@ -154,9 +162,16 @@ def directory() -> Path:
 
 
 def missing(target: Target) -> str | None:
-    """Which ``pip install`` brings what this target lacks here; None if it is all there. Imports nothing of it."""
+    """What this target lacks here and what brings it; None if it is all there. Imports nothing of it."""
     runtime = RUNTIMES[target.runtime]
     absent = [name for name in runtime.modules if importlib.util.find_spec(name) is None]
+    if runtime.compiles and shutil.which(compiler()) is None:
+        return f"export={target.name} compiles C++, and there is no {compiler()} here: apt-get install g++, or set CXX."
     if not absent:
         return None
     return f"export={target.name} needs {', '.join(absent)}: pip install 'kd[{runtime.extra}]'"
+
+
+def compiler() -> str:
+    """What torch compiles C++ with, unless told otherwise."""
+    return os.environ.get("CXX", "g++")
