@@ -57,7 +57,11 @@ SLIPS = [
     ("student=layers student.keep=null", "such as [1,3,5]"),
     ("method.patient.layers=[1,3]", "pairs [student layer, teacher layer]"),
     ("method=[hard,logit]", "-m method=FIRST,SECOND"),
-    ("~quant", "name one quant"),
+    ("~method", "name one method"),
+    ("quant=[int8,int4_qta]", "Did you mean 'int4_qat'?"),
+    ("quant=int8 quant.group_size=64", "quant=int8 takes no group_size"),
+    ("quant.head=true", "quant=none quantizes nothing"),
+    ("quant=int4 quant.group_size=big", "a whole number, its default is 32"),
     ("data.max_length=1", "take 3 tokens"),
     ("student=bert_medum", "Did you mean 'bert_medium'?"),
     ("student.architecture.num_attention_heads=0", "must be a number above 0"),
@@ -152,7 +156,7 @@ def test_choices_exist() -> None:
         )
         for key, _, _ in flat(plain(compose(lines)))
     }
-    not_in_these = {"data.source.validation_rows", "quant.group_size", "data.source.rows", "data.source.scored_rows"}
+    not_in_these = {"data.source.validation_rows", "data.source.rows", "data.source.scored_rows"}
     assert set(CHOICES) | set(FRACTIONS) | (set(POSITIVE) - not_in_these) <= everything
 
 

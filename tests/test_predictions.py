@@ -14,10 +14,11 @@ from conftest import OWN, architecture
 
 from kd import artefact, cli, demo, quantization
 from kd.models import random_model, tokenizer_for
+from kd.schemes import Settings
 from kd.tasks import MaskedLM, Task, TokenClassification
 
 TAGS = ["O", "B-FOOD", "I-FOOD"]
-INT8 = quantization.Settings("int8", "int8_dynamic", qat=False, head=True)
+INT8 = Settings("int8", "int8_dynamic", qat=False, head=True)
 
 
 def saved(directory: Path, task: Task, family: str = "bert") -> dict[str, Any]:

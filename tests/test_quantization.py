@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import kd
-from kd import demo, quantization, quantized_embedding
+from kd import demo, quantization
 from kd.artefact import save_quantized
 from kd.errors import UserError
-from kd.quantization import Settings
-from kd.quantized_embedding import FakeQuantizedEmbedding, QuantizedEmbedding, dequantize_rows, quantize_rows
+from kd.grid import Grid, dequantize, quantize
+from kd.quantized_embedding import FakeQuantizedEmbedding, QuantizedEmbedding
+from kd.schemes import Settings
 
 NAMES = ["int8", "int8_qat", "int4", "int4_qat"]
 
@@ -27,7 +28,7 @@ NAMES = ["int8", "int8_qat", "int4", "int4_qat"]
 def settings(name: str, **changes: Any) -> Settings:
     shipped = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "quant" / f"{name}.yaml"))
     assert isinstance(shipped, dict)
-    return Settings(**{str(key): value for key, value in shipped.items()} | changes)
+    return Settings(name, **{str(key): value for key, value in shipped.items()} | changes)
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -61,13 +62,13 @@ def trained(name: str, family: str = "bert") -> Any:
     (4, [-1, -0.42857143, 0, 0.28571429, 0.85714286]),
 ])  # fmt: skip
 def test_v9_symmetric_integers(bits: int, expected: list[float]) -> None:
-    row = torch.tensor([[-1, -0.4, 0.013, 0.3, 0.9]])
-    rounded = dequantize_rows(*quantize_rows(row, bits, 5))
-    torch.testing.assert_close(rounded, torch.tensor([expected]), atol=1e-6, rtol=0)
+    row = 7 * torch.tensor([[-1, -0.4, 0.013, 0.3, 0.9]])  # by 7: the scale of int4 is 1, a float16 number
+    rounded = dequantize(*quantize(row, Grid(bits)))
+    torch.testing.assert_close(rounded, 7 * torch.tensor([expected]), atol=1e-6, rtol=0)
 
 
 def test_zero_rows_stay_zero() -> None:
-    assert torch.equal(dequantize_rows(*quantize_rows(torch.zeros(2, 8), 8, 4)), torch.zeros(2, 8))
+    assert torch.equal(dequantize(*quantize(torch.zeros(2, 8), Grid(8, 4))), torch.zeros(2, 8))
 
 
 @pytest.mark.parametrize("name", ["int8_qat", "int4_qat"])
@@ -149,21 +150,17 @@ def test_prepare_keeps_the_parameters_themselves() -> None:
     assert all(after[name] is parameter for name, parameter in before.items())
 
 
-def test_embeddings_look_up_first_and_learn_only_the_rows_used() -> None:
+def test_embeddings_look_up_first_and_learn_only_the_rows_used(monkeypatch: pytest.MonkeyPatch) -> None:
     table = nn.Embedding(1000, 32)
-    fake = FakeQuantizedEmbedding.of(table, 8, 32)
+    fake = FakeQuantizedEmbedding.of(table, Grid(8))
     seen: list[torch.Size] = []
-    real = quantized_embedding.quantize_rows
 
-    def spy(rows: torch.Tensor, bits: int, group: int) -> Any:
+    def spy(rows: torch.Tensor, grid: Grid) -> Any:
         seen.append(rows.shape)
-        return real(rows, bits, group)
+        return quantize(rows, grid)
 
-    quantized_embedding.quantize_rows = spy
-    try:
-        fake(torch.tensor([[3, 5, 3]])).sum().backward()
-    finally:
-        quantized_embedding.quantize_rows = real
+    monkeypatch.setattr("kd.quantized_embedding.quantize", spy)
+    fake(torch.tensor([[3, 5, 3]])).sum().backward()
     assert seen == [torch.Size([1, 3, 32])]
     assert table.weight.grad is not None
     assert table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [3, 5]

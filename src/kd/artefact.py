@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd import heads, quantization
+from kd import heads, intact, quantized_file
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
 from kd.noise import quiet_transformers
+from kd.quantization import Summary
+from kd.schemes import Settings
 from kd.store import ABOUT, new_directory, said_about, write_text
 from kd.tasks import Classification, Decision, Task, restored
 
@@ -84,12 +86,12 @@ def save_float(
 
 
 def save_quantized(
-    directory: Path, model: Any, tokenizer: Any, max_length: int, settings: quantization.Settings,
-    summary: quantization.Summary, text_columns: Sequence[str] = ("text",), task: Task | None = None,
+    directory: Path, model: Any, tokenizer: Any, max_length: int, settings: Settings,
+    summary: Summary, text_columns: Sequence[str] = ("text",), task: Task | None = None,
 ) -> int:  # fmt: skip
     """A directory that ``kd.load`` loads. Returns the bytes of the weights file."""
     with new_directory(directory) as unfinished:
-        quantization.save(model, settings, summary, unfinished)
+        quantized_file.save(model, settings, summary, unfinished)
         return finish(unfinished, tokenizer, max_length, text_columns, task)
 
 
@@ -98,9 +100,9 @@ def finish(directory: Path, tokenizer: Any, max_length: int, text_columns: Seque
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(directory)
     about = {"text_columns": list(text_columns)} | ({"task": task.stored()} if task else {})
-    write_text(directory / ABOUT, json.dumps(about))
     weights = directory / "model.safetensors"
     weights.chmod(0o644)  # safetensors makes it readable for its owner alone
+    write_text(directory / ABOUT, json.dumps(about | {"sha256": intact.sums(directory)}))
     return weights.stat().st_size
 
 
@@ -125,13 +127,14 @@ def opened(directory: Path) -> Artefact:
             )
     from transformers import AutoTokenizer
 
-    config = stored_architecture(directory)
+    intact.refuse_pickles(directory)
+    settings = quantized_file.settings_of(directory)
+    config, about = stored_architecture(directory), said_about(directory)
+    intact.check(directory, about)
     names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
-    about = said_about(directory)
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
-    quantized = config.get("quantization_config", {}).get("quant_method") == "kd"
-    if quantized:
-        model = quantization.load(directory, heads.Auto(task))
+    if settings is not None:
+        model = quantized_file.load(directory, heads.Auto(task))
     else:
         model, info = heads.Auto(task).from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True

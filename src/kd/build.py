@@ -11,15 +11,17 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from kd import models, quantization
+from kd import models
 from kd.architecture import architecture, container, family, from_teacher, student_keep, student_overrides
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
 from kd.labels.fit import check_fit
 from kd.layer_map import kept_layers
 from kd.losses import Loss
+from kd.named_schemes import AUTO, named_schemes
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
+from kd.schemes import Settings
 from kd.sources import TextData
 from kd.tasks import NAMES, Task
 
@@ -107,13 +109,17 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     )  # fmt: skip
 
 
-def quantization_settings(cfg: DictConfig) -> quantization.Settings | None:
-    if cfg.quant.name == "none":
-        return None
-    try:
-        return quantization.Settings(**container(cfg.quant))
-    except TypeError as error:
-        raise UserError(f"quant={cfg.quant.name}: {error}.") from error
+def quantization_settings(cfg: DictConfig) -> list[Settings]:
+    """Of every scheme that is named; what keep_float=auto finds is not known yet."""
+    found = []
+    for name, settings in named_schemes(cfg).items():
+        if settings.get("keep_float") == AUTO:
+            settings["keep_float"] = []
+        try:
+            found.append(Settings(name=name, **settings))
+        except TypeError as error:
+            raise UserError(f"quant={name}: {error}.") from error
+    return found
 
 
 def model_configs(cfg: DictConfig, task: Task) -> tuple[Any, Any]:

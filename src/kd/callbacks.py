@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
 from kd import quantization
+from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.lit_module import DistillationModule
+from kd.schemes import Settings
+
+Schedule = Callable[[Optimizer, int], LRScheduler]
+Converted = tuple[Any, quantization.Summary]
 
 
 class Progress(Callback):
@@ -123,21 +131,69 @@ class RestoreBest(Callback):
 
 
 class QuantizationCallback(Callback):
-    """Fake quantization before the optimizer exists, if the scheme is trained; a converted copy at the end.
+    """Fake quantization before the optimizer exists; a converted copy at the end. Comes after RestoreBest.
 
-    The student that trains stays a float model, and so do its checkpoints. Comes after RestoreBest.
+    The student that trains stays a float model, and so do its checkpoints. Until ``start_step`` it trains in float;
+    it is validated with fake quantization from the beginning, so that the best checkpoint is the best quantized one.
+    From that step on the learning rate is multiplied by ``learning_rate_scale``.
     """
 
-    def __init__(self, settings: quantization.Settings) -> None:
+    def __init__(self, settings: Settings, rows: TextDataModule) -> None:
         self.settings = settings
-        self.converted: Any = None
-        self.summary: quantization.Summary | None = None
+        self.rows = rows
+        self.started = False
+        self.result: Converted | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and self.settings.qat:
-            assert isinstance(pl_module, DistillationModule)
-            quantization.prepare(pl_module.student, self.settings)
+        assert isinstance(pl_module, DistillationModule)
+        if self.settings.start_step >= pl_module.steps:
+            raise UserError(
+                f"quant.start_step={self.settings.start_step}: the training has {pl_module.steps} steps, so nothing "
+                "would be trained with fake quantization. Take a smaller one, or the scheme without _qat."
+            )
+        quantization.prepare(pl_module.student, self.settings)
+        self.calibrate(pl_module)
+        pl_module.schedule = self.scaled(pl_module.schedule)
+
+    def calibrate(self, module: DistillationModule) -> None:
+        """Ranges of activations as they are now, if the scheme has such."""
+        if self.settings.calibration_rows:
+            batches = self.rows.calibration_batches(self.settings.calibration_rows)
+            quantization.calibrate(module.student, self.settings, batches)
+
+    def scaled(self, schedule: Schedule) -> Schedule:
+        start, scale = self.settings.start_step, self.settings.learning_rate_scale
+
+        def schedule_and_scale(optimizer: Optimizer, steps: int) -> LRScheduler:
+            scheduler = schedule(optimizer, steps)
+            if scale != 1.0:
+                assert isinstance(scheduler, LambdaLR)
+                rates = scheduler.lr_lambdas
+                scheduler.lr_lambdas = [
+                    lambda step, rate=rate: rate(step) * (scale if step >= start else 1.0) for rate in rates
+                ]
+                for group, base, rate in zip(
+                    optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+                ):
+                    group["lr"] = base * rate(0)  # the scheduler has set the first step's already
+            return scheduler
+
+        return schedule_and_scale
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if not self.started and trainer.global_step >= self.settings.start_step:
+            if trainer.global_step == self.settings.start_step > 0:  # the weights have moved since setup
+                self.calibrate(pl_module)
+                pl_module.student.train()
+            self.started = True
+        quantization.switch(pl_module.student, self.started)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        quantization.switch(pl_module.student, True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
-        self.converted, self.summary = quantization.convert(pl_module.student, self.settings)
+        quantization.switch(pl_module.student, True)
+        self.result = quantization.convert(pl_module.student, self.settings)

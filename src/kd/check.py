@@ -19,6 +19,7 @@ from kd.choices import CHOICES, FRACTIONS, OR_A_LIST, POSITIVE
 from kd.contradictions import contradictions
 from kd.errors import UserError, nearest
 from kd.loggers import wandb_mode
+from kd.named_schemes import named_schemes
 from kd.overrides import check_fields
 from kd.schedules import schedules_of
 from kd.store import Wanted, complete, require
@@ -36,6 +37,7 @@ def value_of(cfg: DictConfig, key: str) -> Any:
 def check_values(cfg: DictConfig) -> None:
     """Raises UserError for a value outside what its key can take, naming the nearest word."""
     check_lists(cfg)
+    named_schemes(cfg)
     check_fields(cfg)  # before the others: they compute with sizes
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
@@ -150,7 +152,7 @@ def check_weights_word(role: str, cfg: DictConfig) -> None:
 def check_shape(role: str, cfg: DictConfig, directory: Path) -> None:
     """A directory holds the architecture that was named, or the name is wrong."""
     stored, named = stored_architecture(directory), named_architecture(cfg, role)
-    if stored["model_type"] == "kd-quantized":
+    if "quantization_config" in stored:
         raise UserError(
             f"{role}.weights={directory} is a quantized model, which cannot be trained: take the float one beside it, "
             f"{directory.parent / 'student'}."

@@ -24,6 +24,8 @@ from kd.schedules import KEYS
 from kd.tables import stem_of
 
 NARROW = 768
+LONG = 40  # letters of a name in a path
+SEVERAL = ("logger", "quant", "export")  # groups of which a list can be named
 OPEN = re.compile(r"student\.overrides(\.|$)|method\.\w+\.(weight|temperature)_schedule(\.|$)")  # keys that no file has
 
 
@@ -40,6 +42,14 @@ def data_name(kind: str, *parts: Any) -> str:
     return "-".join([kind, *stems])[:60]  # W&B's tags end at 64
 
 
+def joined(*, _parent_: DictConfig) -> str:
+    """The blocks of a group of which several can be named, as one word: ``int8+int4``; none: ``none``."""
+    names = [str(key) for key, value in plain(_parent_).items() if isinstance(value, dict)]
+    word = "+".join(names) or "none"
+    return word if len(word) <= LONG else f"{names[0]}+{len(names) - 1}"
+
+
+OmegaConf.register_new_resolver("joined", joined, replace=True)
 OmegaConf.register_new_resolver("default_lr", default_lr, replace=True)
 OmegaConf.register_new_resolver("data_name", data_name, replace=True)
 
@@ -101,7 +111,7 @@ def check_groups(overrides: list[Override]) -> None:
             raise UserError(
                 f"{override.input_line}: name a file of conf/{key}/, and set its keys singly: {key}.KEY=VALUE."
             )
-        if key != "logger" and (isinstance(value, list) or override.is_delete()):
+        if key not in SEVERAL and (isinstance(value, list) or override.is_delete()):
             raise UserError(
                 f"{override.input_line}: name one {key} ({', '.join(options(key))}); to run several one after another: "
                 f"-m {key}=FIRST,SECOND"
@@ -109,7 +119,7 @@ def check_groups(overrides: list[Override]) -> None:
         names = value if isinstance(value, list) else [value]
         for name in names:
             known = options(key)
-            nothing = name is None and (key in ("experiment", "logger") or override.is_delete())
+            nothing = name is None and (key in ("experiment", "logger", "export") or override.is_delete())
             if not nothing and str(name) not in known:
                 raise UserError(
                     f"{key}={name}: there is no {key} of that name.{nearest(str(name), known)} "
@@ -133,6 +143,9 @@ def check_keys(overrides: list[Override], groups: list[str]) -> None:
             raise UserError(f"{shown}: there is no setting {key!r}.{hint} All settings: --cfg job.")
         if not override.is_delete():
             check_type(key, override.value(), known.get(key, (None, False))[0])
+            for name, (value, _) in known.items():  # quant.KEY goes to every scheme
+                if key.startswith("quant.") and re.fullmatch(rf"quant\.\w+\.{key[6:]}", name):
+                    check_type(key, override.value(), value)
 
 
 def of_term(key: str, known: Collection[str]) -> str:

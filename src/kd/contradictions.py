@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from kd.architecture import architecture, family, from_teacher, positions, student_keep
 from kd.layer_map import kept_layers
+from kd.named_schemes import named_schemes
 
 VECTORS = "feature_extraction"  # the task of that name
 OF_TOKENS = ("token_classification", "masked_lm")
@@ -152,11 +153,24 @@ def vocabulary_contradictions(cfg: DictConfig) -> list[str]:
 
 
 def quantization_contradictions(cfg: DictConfig) -> list[str]:
-    group, shape = cfg.quant.get("group_size"), architecture(cfg, "student")
+    """Groups that do not divide a layer, and settings without the scheme that they are for."""
+    shape = architecture(cfg, "student")
     own = family(shape["model_type"])
-    return [
+    schemes = named_schemes(cfg)
+    groups = {name: settings.get("group_size") for name, settings in schemes.items()}
+    trained = [name for name, settings in schemes.items() if settings["qat"]]
+    found = []
+    if cfg.quant.sensitivity and not schemes:
+        found.append("quant.sensitivity=true: quant=none quantizes nothing. Name a scheme, such as quant=int8.")
+    if len(schemes) > 1 and trained and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
+        found.append(
+            f"quant={cfg.quant.name}: {trained[0]} takes a training of its own beside the student's, and on several "
+            f"devices a run has one. Make it a sweep: -m quant={','.join(schemes)}."
+        )
+    return found + [
         f"quant.group_size={group} does not divide {key}={shape[key]}, the width of the student's "
-        f"{own.linear[key]}: set it to a divisor."
+        f"{own.linear[key]}: set it to a divisor, or quant.{name}.group_size."
+        for name, group in groups.items()
         for key in own.linear
         if group and shape[key] % group
     ]

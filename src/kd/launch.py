@@ -77,7 +77,7 @@ def check_started_together(args: Any) -> None:
 def help_text() -> str:
     names = "\n".join(
         f"  {group}: {', '.join(options(group))}"
-        for group in ("teacher", "student", "method", "quant", "data", "trainer", "logger", "experiment")
+        for group in ("teacher", "student", "method", "quant", "export", "data", "trainer", "logger", "experiment")
     )
     return f"""kd trains a small model from a large one, quantizes it and measures both.
 

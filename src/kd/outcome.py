@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 
 import kd
 from kd import artefact, heads, models, report
-from kd.callbacks import QuantizationCallback
+from kd.callbacks import Converted
 from kd.datamodule import TextDataModule
 from kd.fit import Fitted
 from kd.pair import Pair
+from kd.schemes import Settings
 from kd.sources import TextData
 from kd.store import write_text
 from kd.tasks import Task
@@ -32,22 +33,16 @@ def save_student(output: Path, student: Any, pair: Pair, cfg: DictConfig, data: 
 
 
 def save_converted(
-    output: Path,
-    callback: QuantizationCallback,
-    pair: Pair,
-    cfg: DictConfig,
-    data: TextData,
-    task: Task,
+    output: Path, scheme: Settings, made: Converted, pair: Pair, cfg: DictConfig, data: TextData, task: Task,
     parameters: int,
-) -> report.Entry:
-    """Saves the converted model and measures from now on what was read back, not what was in memory."""
-    assert callback.summary is not None
-    name = f"student-{callback.settings.name}"
+) -> report.Entry:  # fmt: skip
+    """Saves a converted model and measures from now on what was read back, not what was in memory."""
+    model, summary = made
+    name = f"student-{scheme.name}"
     size = artefact.save_quantized(
-        output / name, callback.converted, pair.tokenizers["student"], cfg.data.max_length, callback.settings,
-        callback.summary, data.text_columns, task,
+        output / name, model, pair.tokenizers["student"], cfg.data.max_length, scheme, summary, data.text_columns, task,
     )  # fmt: skip
-    print(f"{name}: {callback.summary}")
+    print(f"{name}: {summary}")
     return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True)
 
 
@@ -58,7 +53,7 @@ def notes(made: dict[str, str]) -> list[str]:
 
 def finish_report(
     cfg: DictConfig, entries: list[report.Entry], rows: TextDataModule, task: Task, fitted: Fitted,
-    callback: QuantizationCallback | None, device: torch.device, teacher_beats_chance: bool,
+    schemes: dict[str, str], sensitivities: dict[str, str], device: torch.device, teacher_beats_chance: bool,
     made: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     report.score(entries, rows, task, device)
@@ -85,7 +80,8 @@ def finish_report(
         "head": heads.described(entries[1].model, task),
         "note": "".join(f"{note}\n\n" for note in (task.note(entries[1].decision), *notes(made)) if note),
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
-        "quantization": str(callback.summary) if callback else "none",
+        "quantization": "; ".join(f"{name}: {done}" for name, done in schemes.items()) or "none",
+        "sensitivity": sensitivities,
         "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
         "weights": f"{SHARES}\n\n" if cfg.method.balance is not None else "",
         "about": {

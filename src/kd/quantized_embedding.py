@@ -11,24 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALLEST_SCALE = 1e-12
-
-
-def quantize_rows(rows: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """Symmetric integers of rows ``[N, H]`` and their scales ``[N, H / group]``.
-
-    ``scale = max|x| / (2^(bits-1) - 1)`` of each group, ``q = round(x / scale)``: Q8BERT (Zafrir et al. 2019).
-    """
-    limit = 2 ** (bits - 1) - 1
-    grouped = rows.float().reshape(*rows.shape[:-1], -1, group)
-    scale = (grouped.abs().amax(-1) / limit).clamp(min=SMALLEST_SCALE)
-    return (grouped / scale[..., None]).round().clamp(-limit, limit).to(torch.int8).flatten(-2), scale
-
-
-def dequantize_rows(quantized: Tensor, scale: Tensor) -> Tensor:
-    """``[N, H]`` integers and ``[N, G]`` scales back to float32 ``[N, H]``."""
-    grouped = quantized.reshape(*scale.shape, -1).float()
-    return (grouped * scale[..., None]).flatten(-2)
+from kd.grid import Grid, Quantized, dequantize, pack, quantize, unpack
 
 
 class PassGradient(torch.autograd.Function):
@@ -43,26 +26,31 @@ class PassGradient(torch.autograd.Function):
         return gradients[0], None
 
 
+def rounded(rows: Tensor, grid: Grid) -> Tensor:
+    """Rows as the grid has them, of the same dtype; the gradient passes."""
+    with torch.no_grad():
+        on_grid = dequantize(*quantize(rows, grid)).to(rows.dtype)
+    result: Tensor = PassGradient.apply(rows, on_grid)  # type: ignore[no-untyped-call]
+    return result
+
+
 class FakeQuantizedEmbedding(nn.Embedding):
     """Trains float rows and looks them up rounded. Only the rows of the batch are touched."""
 
-    bits: int
-    group: int
+    grid: Grid
+    enabled = True
 
     @classmethod
-    def of(cls, embedding: nn.Embedding, bits: int, group: int) -> FakeQuantizedEmbedding:
+    def of(cls, embedding: nn.Embedding, grid: Grid) -> FakeQuantizedEmbedding:
         made = cls(1, 1, padding_idx=None)
         made.num_embeddings, made.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
         made.padding_idx, made.weight = embedding.padding_idx, embedding.weight
-        made.bits, made.group = bits, group
+        made.grid = grid
         return made.train(embedding.training)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = F.embedding(ids, self.weight, self.padding_idx)
-        with torch.no_grad():
-            rounded = dequantize_rows(*quantize_rows(rows, self.bits, self.group)).to(rows.dtype)
-        result: Tensor = PassGradient.apply(rows, rounded)  # type: ignore[no-untyped-call]
-        return result
+        return rounded(rows, self.grid) if self.enabled else rows
 
     def plain(self) -> nn.Embedding:
         made = nn.Embedding(1, 1)
@@ -72,21 +60,30 @@ class FakeQuantizedEmbedding(nn.Embedding):
 
 
 class QuantizedEmbedding(nn.Module):
-    """Integer rows and their scales; looks up first, then turns only those rows into floats."""
+    """Integer rows ``[N, H]`` and their scales ``[N, G]``; looks up first, then turns only those rows into floats."""
 
     weight: Tensor
     scale: Tensor
+    zero: Tensor | None
 
-    def __init__(self, rows: int, width: int, group: int) -> None:
+    def __init__(self, quantized: Quantized, grid: Grid) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(rows, width // group))
+        self.grid = grid
+        for name, tensor in zip(("weight", "scale", "zero"), quantized, strict=True):
+            self.register_buffer(name, tensor)
 
     @classmethod
-    def of(cls, embedding: nn.Embedding, bits: int, group: int) -> QuantizedEmbedding:
-        made = cls(1, group, group)
-        made.weight, made.scale = quantize_rows(embedding.weight.detach(), bits, group)
-        return made.train(embedding.training)
+    def of(cls, embedding: nn.Embedding, grid: Grid) -> QuantizedEmbedding:
+        return cls(quantize(embedding.weight.detach(), grid), grid).train(embedding.training)
+
+    @classmethod
+    def unpacked(cls, embedding: nn.Embedding, tensors: dict[str, Tensor], grid: Grid) -> QuantizedEmbedding:
+        """What ``packed`` gave these tensors; ``embedding`` has its shape. Raises UserError for another shape."""
+        return cls(unpack(tensors, (embedding.num_embeddings, embedding.embedding_dim), grid), grid)
+
+    def packed(self) -> dict[str, Tensor]:
+        return pack((self.weight, self.scale, self.zero), self.grid)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return dequantize_rows(F.embedding(ids, self.weight), F.embedding(ids, self.scale))
+        zero = None if self.zero is None else F.embedding(ids, self.zero)
+        return dequantize(F.embedding(ids, self.weight), F.embedding(ids, self.scale), zero)

@@ -225,10 +225,14 @@ def write(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], di
     draw(report, curves, directory / "report.png")
     settings = "\n".join(f"- {key}: {value}" for key, value in report["about"].items())
     terms = "\n".join(f"- {name}: {formula}" for name, formula in report["loss"].items())
+    layers = "".join(
+        f"Sensitivity to {name}, each layer quantized alone:\n\n{text}\n\n"
+        for name, text in report["sensitivity"].items()
+    )
     write_text(
         directory / "report.md",
         f"# {report['title']}\n\n{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n{settings}\n\n"
-        f"The loss is the sum of\n\n{terms}\n\n{report['weights']}"
+        f"The loss is the sum of\n\n{terms}\n\n{report['weights']}{layers}"
         "![report](report.png)\n",
     )
     write_text(directory / "report.json", json.dumps(report | {"curves": curves}, indent=2))

@@ -12,19 +12,21 @@ from omegaconf import DictConfig, OmegaConf
 from kd import loggers, models, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
-from kd.callbacks import QuantizationCallback
-from kd.checkpoint import steps_done, steps_logged
+from kd.callbacks import Converted
 from kd.datamodule import TextDataModule
-from kd.fit import FitSettings, Fitted, fit
-from kd.gradients import GradientWatch
+from kd.distillation import Distillation
+from kd.fit import FitSettings, Fitted
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
+from kd.named_schemes import keeping_worst
 from kd.noise import silence_transformers
 from kd.outcome import SHARES, finish_report, save_converted, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
-from kd.resume import settings_key
+from kd.schemes import Settings
+from kd.sensitivity import Sensitivity
+from kd.sensitivity import table as layer_table
 from kd.sources import TextData
-from kd.store import claim, content_key, local_rank
+from kd.store import claim, local_rank
 from kd.tasks import Task
 from kd.teacher import check_score
 
@@ -50,7 +52,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     output, cache = Path(cfg.paths.output), Path(cfg.paths.cache).expanduser()
-    settings, quant = fit_settings(cfg), quantization_settings(cfg)
+    settings, schemes = fit_settings(cfg), quantization_settings(cfg)
     data = build(cfg.data.source)
     task = make_task(cfg.data, data)
     data = task.prepare(data)
@@ -77,27 +79,29 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
 
     student = make_student(cfg, pair, teacher, task)
     say(entries[0], student, losses, task, cfg, pair)
-    callback = QuantizationCallback(quant) if quant else None
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation
-    balance = cfg.method.balance == "gradnorm"
-    key = content_key(settings=settings_key(cfg), data=rows.key)
-    done = steps_done(output, key)
-    if cfg.resume is not None:
-        print(f"Resuming: {done} steps were done before" if done else "Resuming: no step was saved yet, it begins at 0")
-    fitted = fit(
-        student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, output,
-        key, f"Distilling {cfg.student.name} ({cfg.method.name})", logs.open("distil", steps_logged(output)),
-        [callback] if callback else [], GradientWatch(balance) if balance or cfg.method.diagnose else None,
-    )  # fmt: skip
+    distillation = Distillation(
+        cfg, student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, logs
+    )
+    trained: dict[str, Converted | None] = {}
+    alone = schemes[0] if len(schemes) == 1 and schemes[0].qat else None
+    for scheme in () if alone else [scheme for scheme in schemes if scheme.qat]:
+        trained[scheme.name] = distillation.train(scheme)[1]
+    fitted, own = distillation.train(alone, of_the_run=True)  # last: its logger takes the report
     if not leads_alone(fitted):
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
     entries.append(save_student(output, student, pair, cfg, data, task))
-    if callback is not None:
-        entries.append(save_converted(output, callback, pair, cfg, data, task, entries[-1].parameters))
-    finished = finish_report(cfg, entries, rows, task, fitted, callback, device, knows, pair.made)
+    summaries, sensitivities = {}, {}
+    for scheme in schemes:
+        if cfg.quant.sensitivity or scheme.name in keeping_worst(cfg):
+            scheme, sensitivities[scheme.name] = look(cfg, scheme, student, rows, task, entries)
+        made = own or trained.get(scheme.name) or after_training(student, scheme, rows)
+        entries.append(save_converted(output, scheme, made, pair, cfg, data, task, entries[1].parameters))
+        summaries[scheme.name] = str(made[1])
+    finished = finish_report(cfg, entries, rows, task, fitted, summaries, sensitivities, device, knows, pair.made)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")
     return score if task.higher_is_better else -score
@@ -126,6 +130,23 @@ def score_teacher(
     report.score(entries, rows, task, device)
     if known == 0 and local_rank() == 0:
         teacher_scores.keep(cache, key, entries[0].logits)
+
+
+def after_training(student: Any, scheme: Settings, rows: TextDataModule) -> Converted:
+    batches = rows.calibration_batches(scheme.calibration_rows) if scheme.calibration_rows else None
+    return quantization.convert(student, scheme, batches)
+
+
+def look(
+    cfg: DictConfig, scheme: Settings, student: Any, rows: TextDataModule, task: Task,
+    entries: list[report.Entry],
+) -> tuple[Settings, str]:  # fmt: skip
+    """How sensitive the layers are, as a table; the settings, with the worst layers kept float if that was asked."""
+    sensitivity = Sensitivity(student, scheme, rows, task, report.reference(entries, rows, "validation", task))
+    found = sensitivity.of_layers()
+    text = layer_table(found, task.select)
+    print(f"\nSensitivity to {scheme.name}, each layer quantized alone:\n{text}\n")
+    return (sensitivity.kept(found) if scheme.name in keeping_worst(cfg) else scheme), text
 
 
 def scoring_device(settings: FitSettings) -> torch.device:
