@@ -7,6 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd.architecture import architecture, family, from_teacher, positions, student_keep
+from kd.errors import nearest
+from kd.export import missing, named_targets
 from kd.layer_map import kept_layers
 from kd.named_schemes import named_schemes
 
@@ -42,7 +44,9 @@ def contradictions(cfg: DictConfig) -> list[str]:
             "has none: take one of them pretrained, or data=demo."
         )
     found += teacher_contradictions(cfg)
-    for part in (length_contradictions, shape_contradictions, vocabulary_contradictions, quantization_contradictions):
+    for part in (length_contradictions, shape_contradictions, vocabulary_contradictions, quantization_contradictions,
+        export_contradictions,
+    ):  # fmt: skip
         found += part(cfg)
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
         found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
@@ -174,6 +178,26 @@ def quantization_contradictions(cfg: DictConfig) -> list[str]:
         for key in own.linear
         if group and shape[key] % group
     ]
+
+
+def export_contradictions(cfg: DictConfig) -> list[str]:
+    """Targets that are not installed here, and artefacts that the run does not make."""
+    made = ["student", *(f"student-{name}" for name in named_schemes(cfg))]
+    found = []
+    for target in named_targets(cfg):
+        found += [lacks] if (lacks := missing(target)) else []
+        for source in target.of:
+            if source not in made:
+                found.append(
+                    f"export.{target.name}.of={source}: the run makes no such model.{nearest(source, made)} It makes "
+                    f"{', '.join(made)}."
+                )
+            elif source != "student" and target.scheme != "float32":
+                found.append(
+                    f"export.{target.name}.of={source}: it is quantized already, and {target.name} quantizes a float "
+                    "model. Take student, or a target that keeps the numbers it is given: onnx or openvino."
+                )
+    return found
 
 
 def pooling_contradictions(cfg: DictConfig) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from omegaconf import DictConfig
 import kd
 from kd import artefact, heads, models, report
 from kd.datamodule import TextDataModule
+from kd.export import Target
+from kd.export.directory import is_export, note_figures
+from kd.export.exporter import Exported, Exporter
+from kd.export_command import table as gate_table
 from kd.fit import Fitted
 from kd.pair import Pair
 from kd.quantization import Converted
@@ -48,6 +54,40 @@ def save_converted(
     return report.Entry(name, artefact.load(output / name).model, "student", size, parameters, True, output / name)
 
 
+@dataclass
+class Products:
+    """What was made of the student, for the report: a line for each scheme, layers by sensitivity, exports."""
+
+    quantized: dict[str, str] = field(default_factory=dict)
+    sensitivity: dict[str, str] = field(default_factory=dict)
+    exports: list[Exported] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[str]:
+        return [f"{one.name} ({'; '.join(one.reasons)})" for one in self.exports if not one.passed]
+
+
+def save_exports(
+    output: Path, targets: Sequence[Target], rows: TextDataModule, task: Task, entries: list[report.Entry]
+) -> list[Exported]:
+    """Every artefact that a target names, for its runtime. What passed the gate becomes an entry of the report."""
+    labels = report.reference(entries, rows, "validation", task)
+    models_by_name = {entry.name: entry for entry in entries}
+    found = []
+    for name in dict.fromkeys(source for target in targets for source in target.of):
+        exporter = Exporter(output / name, rows, task, labels)
+        for target in [target for target in targets if name in target.of]:
+            print(f"Exporting {name} to {target.name}", flush=True)
+            found.append(exporter.export(target, output / "export"))
+            if found[-1].passed:
+                one, parameters = found[-1], models_by_name[name].parameters
+                model = artefact.load(one.directory).model
+                entries.append(
+                    report.Entry(one.name, model, "student", one.weights_bytes, parameters, True, one.directory)
+                )
+    return found
+
+
 def notes(made: dict[str, str]) -> list[str]:
     """What a model card says of how the student was made."""
     return [f"{what.capitalize()}: {done}." for what, done in made.items()]
@@ -55,8 +95,7 @@ def notes(made: dict[str, str]) -> list[str]:
 
 def finish_report(
     cfg: DictConfig, entries: list[report.Entry], rows: TextDataModule, task: Task, fitted: Fitted,
-    schemes: dict[str, str], sensitivities: dict[str, str], device: torch.device, teacher_beats_chance: bool,
-    made: dict[str, str],
+    products: Products, device: torch.device, teacher_beats_chance: bool, made: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     report.score(entries, rows, task, device)
     measured = report.measure(entries, rows, task, cfg.report.measure_seconds) if cfg.report.measure else None
@@ -82,8 +121,10 @@ def finish_report(
         "head": heads.described(entries[1].model, task),
         "note": "".join(f"{note}\n\n" for note in (task.note(entries[1].decision), *notes(made)) if note),
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
-        "quantization": "; ".join(f"{name}: {done}" for name, done in schemes.items()) or "none",
-        "sensitivity": sensitivities,
+        "quantization": "; ".join(f"{name}: {done}" for name, done in products.quantized.items()) or "none",
+        "sensitivity": products.sensitivity,
+        "exports": [asdict(one) | {"directory": str(one.directory)} for one in products.exports],
+        "gate": gate_table(products.exports, task) if products.exports else "",
         "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
         "weights": f"{SHARES}\n\n" if cfg.method.balance is not None else "",
         "about": {
@@ -102,10 +143,16 @@ def finish_report(
     }
     output = Path(cfg.paths.output)
     for entry in entries[1:]:
-        artefact.note_decision(output / entry.name, entry.decision)
-        write_text(output / entry.name / "README.md", report.model_card(finished, entry.name))
+        assert entry.directory is not None
+        if is_export(entry.directory):  # which has its card and its decision
+            note_figures(entry.directory, entry.figures)
+        else:
+            artefact.note_decision(entry.directory, entry.decision)
+            write_text(entry.directory / "README.md", report.model_card(finished, entry.name))
     report.write(finished, fitted.curves, output)
     print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")
+    if products.exports:
+        print(f"\n{finished['gate']}\n")
     for what, figures in more.items():
         print(f"{what}: {figures}")
     print(f"Peak memory {memory / 1e9:.2f} GB. Everything is in {output}")

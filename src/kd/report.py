@@ -60,7 +60,7 @@ def logits_of(
 
 
 def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: torch.device) -> None:
-    """Fills in the metrics on validation and test, agreement with the first entry, the teacher, and retention.
+    """Fills in the metrics on validation and test, and what ``likeness`` says.
 
     What was scored earlier is not run again.
     """
@@ -77,10 +77,18 @@ def score(entries: Sequence[Entry], data: TextDataModule, task: Task, device: to
             metrics.update(entry.logits[split], labels)
             entry.figures[split] = {name: float(value) for name, value in metrics.compute().items()}
             entry.figures[split] |= task.extra(split, entry.logits[split])
-            own, teachers = (task.answers(one.logits[split], one.decision) for one in (entry, entries[0]))
-            entry.figures[f"{split}_agreement"] = task.agreement(own, teachers)
-            scores = [one.figures[split][task.select] for one in (entry, entries[0])]
-            entry.figures[f"{split}_retention"] = task.retention(*scores)
+        likeness(entries, split, task)
+
+
+def likeness(entries: Sequence[Entry], split: str, task: Task) -> None:
+    """Agreement with the first entry, the teacher, retention of its score, agreement with the second, the student."""
+    answers = [task.answers(entry.logits[split], entry.decision) for entry in entries]
+    for entry, own in zip(entries, answers, strict=True):
+        entry.figures[f"{split}_agreement"] = task.agreement(own, answers[0])
+        scores = [one.figures[split][task.select] for one in (entry, entries[0])]
+        entry.figures[f"{split}_retention"] = task.retention(*scores)
+        if len(entries) > 1:
+            entry.figures[f"{split}_as_student"] = task.agreement(own, answers[1])
 
 
 def reference(entries: Sequence[Entry], data: TextDataModule, split: str, task: Task) -> Tensor:
@@ -163,10 +171,15 @@ def write(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], di
         f"Sensitivity to {name}, each layer quantized alone:\n\n{text}\n\n"
         for name, text in report["sensitivity"].items()
     )
+    gate = (
+        f"Exports against what they were made from, on validation rows:\n\n{report['gate']}\n\n"
+        if report["gate"]
+        else ""
+    )
     write_text(
         directory / "report.md",
         f"# {report['title']}\n\n{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n{settings}\n\n"
-        f"The loss is the sum of\n\n{terms}\n\n{report['weights']}{layers}"
+        f"The loss is the sum of\n\n{terms}\n\n{report['weights']}{layers}{gate}"
         "![report](report.png)\n",
     )
     write_text(directory / "report.json", json.dumps(report | {"curves": curves}, indent=2))

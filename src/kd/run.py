@@ -14,12 +14,14 @@ from kd.architecture import container
 from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
 from kd.datamodule import TextDataModule
 from kd.distillation import Distillation
+from kd.errors import UserError
+from kd.export import named_targets
 from kd.fit import FitSettings, Fitted
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.named_schemes import keeping_worst
 from kd.noise import silence_transformers
-from kd.outcome import SHARES, finish_report, save_converted, save_student
+from kd.outcome import SHARES, Products, finish_report, save_converted, save_exports, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
 from kd.quantization import Converted
 from kd.schemes import Settings
@@ -94,16 +96,22 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
     entries.append(save_student(output, student, pair, cfg, data, task))
-    summaries, sensitivities = {}, {}
+    products = Products()
     for scheme in schemes:
         if cfg.quant.sensitivity or scheme.name in keeping_worst(cfg):
-            scheme, sensitivities[scheme.name] = look(cfg, scheme, student, rows, task, entries)
+            scheme, products.sensitivity[scheme.name] = look(cfg, scheme, student, rows, task, entries)
         made = own or trained.get(scheme.name) or after_training(student, scheme, rows)
         entries.append(save_converted(output, scheme, made, pair, cfg, data, task, entries[1].parameters))
-        summaries[scheme.name] = str(made[1])
-    finished = finish_report(cfg, entries, rows, task, fitted, summaries, sensitivities, device, knows, pair.made)
+        products.quantized[scheme.name] = str(made[1])
+    products.exports = save_exports(output, named_targets(cfg), rows, task, entries)
+    finished = finish_report(cfg, entries, rows, task, fitted, products, device, knows, pair.made)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")
+    if products.failed:
+        raise UserError(
+            f"The run is complete, but exports did not pass their gate: {', '.join(products.failed)}. Their files are "
+            f"kept with the suffix .failed in {output / 'export'}."
+        )
     return score if task.higher_is_better else -score
 
 

@@ -165,7 +165,9 @@ class StaticLinears:
         for name in names:
             module = model.get_submodule(name)
             if not isinstance(module, FakeStaticLinear):
-                raise UserError(f"quant={settings.name} needs the ranges of its inputs: prepare and calibrate it first.")
+                raise UserError(
+                    f"quant={settings.name} needs the ranges of its inputs: prepare and calibrate it first."
+                )
             replace(model, name, StaticLinear.of(module))
 
     def is_quantized(self, module: nn.Module) -> bool:

@@ -141,6 +141,13 @@ def target(name: str, stored: dict[str, Any]) -> Target:
     return Target(name=name, **stored)
 
 
+def named_targets(cfg: Any) -> list[Target]:
+    """Those that a run's configuration names. Raises UserError for what a target does not take."""
+    from kd.architecture import container
+
+    return [target(str(name), container(node)) for name, node in cfg.export.items()]
+
+
 def names() -> list[str]:
     """The files of conf/export/."""
     return sorted(path.stem for path in directory().glob("*.yaml"))
