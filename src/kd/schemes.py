@@ -150,10 +150,13 @@ def refusal(settings: Settings, device: str, capability: tuple[int, int] | None 
     else:
         return None
     runs = [
-        (abs(other.bits - scheme.bits), other.trainable != scheme.trainable, name)
+        name
         for name, other in SCHEMES.items()
-        if device in other.devices and (capability is None or capability >= other.capability)
+        if device in other.devices
+        and (capability is None or capability >= other.capability)
         and (other.trainable or not settings.qat)
-    ]  # fmt: skip
-    instead = f"scheme={min(runs)[2]} is the nearest that does" if runs else "none of the schemes does; take quant=none"
+    ]
+    # of equally many bits, the first
+    best = min(runs, key=lambda name: abs(SCHEMES[name].bits - scheme.bits), default=None)
+    instead = f"scheme={best} is the nearest that does" if runs else "none of the schemes does; take quant=none"
     return f"quant={settings.name} cannot run here: {why}. Of quantization, {instead}."
