@@ -197,6 +197,7 @@ def test_every_pair() -> None:
 def test_every_student_with_every_quantization(quant: str) -> None:
     """Of the teacher it sees what student=layers takes over."""
     pairs = [pair for pair in PAIRS if pair[1] == "layers" or pair[0] == "bert_base"]
+    pairs.remove(("bert_tiny", "layers"))
     for teacher, student in pairs:
         cfg = pair_cfg(teacher, student)
         cfg.quant = node("quant", quant)

@@ -74,8 +74,8 @@ def test_one_run_gives_what_single_runs_give(tmp_path: Path) -> None:
     for name, more in (("int8", []), ("int4_qat", ["quant.start_step=5", "quant.learning_rate_scale=0.5"])):
         one = train(tmp_path, *lines, f"quant={name}", *more, f"hydra.run.dir={tmp_path}/{name}")
         assert one.returncode == 0, one.stderr
-        files = [tmp_path / run / f"student-{name}" / "model.safetensors" for run in ("both", name)]
-        assert filecmp.cmp(*files, shallow=False), name
+        ours, alone = (tmp_path / run / f"student-{name}" / "model.safetensors" for run in ("both", name))
+        assert filecmp.cmp(ours, alone, shallow=False), name
     report = json.loads((tmp_path / "both" / "report.json").read_text())
     assert list(report["models"]) == ["teacher", "student", "student-int8", "student-int4_qat"]
     assert report["sensitivity"]["int8"].count("\n") == 1 + 16  # a line for each quantized layer

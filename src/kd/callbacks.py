@@ -18,10 +18,10 @@ from kd import quantization
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.lit_module import DistillationModule
+from kd.quantization import Converted
 from kd.schemes import Settings
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
-Converted = tuple[Any, quantization.Summary]
 
 
 class Progress(Callback):
@@ -162,23 +162,18 @@ class QuantizationCallback(Callback):
             quantization.calibrate(module.student, self.settings, batches)
 
     def scaled(self, schedule: Schedule) -> Schedule:
+        """The schedule, its learning rates multiplied from start_step on."""
         start, scale = self.settings.start_step, self.settings.learning_rate_scale
 
-        def schedule_and_scale(optimizer: Optimizer, steps: int) -> LRScheduler:
-            scheduler = schedule(optimizer, steps)
-            if scale != 1.0:
-                assert isinstance(scheduler, LambdaLR)
-                rates = scheduler.lr_lambdas
-                scheduler.lr_lambdas = [
-                    lambda step, rate=rate: rate(step) * (scale if step >= start else 1.0) for rate in rates
-                ]
-                for group, base, rate in zip(
-                    optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-                ):
-                    group["lr"] = base * rate(0)  # the scheduler has set the first step's already
-            return scheduler
+        def from_start(rate: Callable[[int], float]) -> Callable[[int], float]:
+            return lambda step: rate(step) * (scale if step >= start else 1.0)
 
-        return schedule_and_scale
+        def scaled_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
+            scheduler = schedule(optimizer, steps)
+            assert isinstance(scheduler, LambdaLR)
+            return LambdaLR(optimizer, [from_start(rate) for rate in scheduler.lr_lambdas])
+
+        return schedule if scale == 1.0 else scaled_schedule
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DistillationModule)

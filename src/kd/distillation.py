@@ -10,13 +10,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd import loggers
-from kd.callbacks import Converted, QuantizationCallback
+from kd.callbacks import QuantizationCallback
 from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule
 from kd.fit import FitSettings, Fitted, fit
 from kd.gradients import GradientWatch
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
+from kd.quantization import Converted
 from kd.resume import settings_key
 from kd.schemes import Settings
 from kd.store import content_key

@@ -39,8 +39,8 @@ def check_keep_float(name: str, node: dict[str, Any]) -> None:
         )
     if keep != AUTO and not (isinstance(keep, list) and all(isinstance(pattern, str) for pattern in keep)):
         raise UserError(
-            f"quant.keep_float={keep}:{nearest(str(keep), [AUTO])} Give auto, or a list of patterns of layer names, such "
-            "as [*.output.dense]."
+            f"quant.keep_float={keep}:{nearest(str(keep), [AUTO])} Give auto, or a list of patterns of layer "
+            "names, such as [*.output.dense]."
         )
 
 

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 
 import kd
 from kd import artefact, heads, models, report
-from kd.callbacks import Converted
 from kd.datamodule import TextDataModule
 from kd.fit import Fitted
 from kd.pair import Pair
+from kd.quantization import Converted
 from kd.schemes import Settings
 from kd.sources import TextData
 from kd.store import write_text

@@ -22,6 +22,7 @@ from kd.schemes import SCHEMES, CalibratedLinears, Linears, Settings
 from kd.torchao_linears import replace
 
 Batches = Iterable[Mapping[str, Tensor]]  # inputs of the student, as forward takes them
+Converted = tuple[Any, "Summary"]
 
 
 @dataclass
@@ -136,7 +137,7 @@ def without_fake_quantization(model: Any) -> Any:
     return model
 
 
-def convert(model: Any, settings: Settings, batches: Batches | None = None) -> tuple[Any, Summary]:
+def convert(model: Any, settings: Settings, batches: Batches | None = None) -> Converted:
     """A quantized copy of a float or prepared model, in eval mode on the CPU, and what was done.
 
     A calibrated scheme reads ``batches``, unless the model is prepared: then ranges are those it was trained with.

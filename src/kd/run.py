@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from kd import loggers, models, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
-from kd.callbacks import Converted
 from kd.datamodule import TextDataModule
 from kd.distillation import Distillation
 from kd.fit import FitSettings, Fitted
@@ -22,6 +21,7 @@ from kd.named_schemes import keeping_worst
 from kd.noise import silence_transformers
 from kd.outcome import SHARES, finish_report, save_converted, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
+from kd.quantization import Converted
 from kd.schemes import Settings
 from kd.sensitivity import Sensitivity
 from kd.sensitivity import table as layer_table
