@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from kd.artefact import save_quantized
 from kd.errors import UserError
 from kd.grid import Grid, dequantize, quantize
 from kd.quantized_embedding import FakeQuantizedEmbedding, QuantizedEmbedding
-from kd.schemes import Settings
+from kd.schemes import SCHEMES, Settings, refusal
 
-NAMES = ["int8", "int8_qat", "int4", "int4_qat"]
+FILES = sorted(path.stem for path in (ROOT / "conf" / "quant").glob("*.yaml") if path.stem != "none")
+TRAINED = [name for name in FILES if name.endswith("_qat") and "static" not in name]
+STATIC = [name for name in FILES if "static" in name]  # in tests of their own
+NAMES = [name for name in FILES if name not in STATIC]
 
 
 def settings(name: str, **changes: Any) -> Settings:
@@ -41,10 +44,10 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 @torch.enable_grad()
-def trained(name: str, family: str = "bert") -> Any:
+def trained(name: str, family: str = "bert", **changes: Any) -> Any:
     """A model prepared and moved by a few steps, so that scales are not those of the start."""
     student = model(2, 64, model_type=family)
-    quantization.prepare(student, settings(name))
+    quantization.prepare(student, settings(name, **changes))
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
     for _ in range(6):
@@ -71,7 +74,7 @@ def test_zero_rows_stay_zero() -> None:
     assert torch.equal(dequantize(*quantize(torch.zeros(2, 8), Grid(8, 4))), torch.zeros(2, 8))
 
 
-@pytest.mark.parametrize("name", ["int8_qat", "int4_qat"])
+@pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize(
     ("family", "head"),
     [("bert", ["classifier"]), ("distilbert", ["pre_classifier", "classifier"]),
@@ -94,23 +97,22 @@ def test_converted_logits_equal_the_trained_ones(name: str, family: str, head: l
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_reloaded_logits_equal_the_converted_ones(name: str, family: str, tmp_path: Path) -> None:
-    converted, summary = quantization.convert(model(2, 64, model_type=family), settings(name))
-    tokenizer = demo.tokenizer()
-    size = save_quantized(tmp_path / "q", converted, tokenizer, 32, settings(name), summary)
-    loaded = kd.load(tmp_path / "q")
-    assert torch.equal(loaded.model(**inputs()).logits, converted(**inputs()).logits)
+    student = model(2, 64, model_type=family)
+    converted, summary = quantization.convert(student, settings(name))
+    size = save_quantized(tmp_path / "q", converted, demo.tokenizer(), 32, settings(name), summary)
+    logits = kd.load(tmp_path / "q").model(**inputs()).logits
+    assert torch.equal(logits, converted(**inputs()).logits)
+    assert not torch.equal(logits.float(), student(**inputs()).logits)
     assert size == (tmp_path / "q" / "model.safetensors").stat().st_size
-    config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
-    assert (config["scheme"], config["layers"]) == (settings(name).scheme, summary.quantized)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["int8_qat", "int4_qat"])
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in TRAINED), ("int4_qat", {"symmetric": False})])
 @torch.no_grad()
-def test_a_fresh_process_gives_the_trained_logits(name: str, tmp_path: Path) -> None:
-    student = trained(name)
-    converted, summary = quantization.convert(student, settings(name))
-    save_quantized(tmp_path / "q", converted, demo.tokenizer(), 32, settings(name), summary)
+def test_a_fresh_process_gives_the_trained_logits(name: str, more: dict[str, Any], tmp_path: Path) -> None:
+    student, own = trained(name, **more), settings(name, **more)
+    converted, summary = quantization.convert(student, own)
+    save_quantized(tmp_path / "q", converted, demo.tokenizer(), 32, own, summary)
     torch.save(inputs(), tmp_path / "inputs.pt")
     code = (
         "import kd, torch, sys; d = sys.argv[1]; m = kd.load(d + '/q').model;"
@@ -132,6 +134,15 @@ def test_all_layers_but_the_head_are_quantized_unless_asked() -> None:
     converted, summary = quantization.convert(student, settings("int8", embeddings=False))
     assert all("embeddings" in name for name in summary.skipped if name != "classifier")
     assert not any(isinstance(m, QuantizedEmbedding) for m in converted.modules())
+
+
+def test_a_block_that_does_not_divide_names_the_layer() -> None:
+    student = model(2, 60)
+    with pytest.raises(UserError, match=r"nf4 cuts weights into blocks of 64, and the 60 x 60 weights of bert.encoder"):
+        quantization.convert(student, settings("nf4"))
+    kept = ["*attention*", "*pooler*", "*layer.*.intermediate.dense", "*layer.1.*"]
+    with pytest.raises(UserError, match=r"of bert.encoder.layer.0.output.dense are no whole"):
+        quantization.convert(student, settings("nf4", keep_float=kept))
 
 
 def test_convert_works_on_a_copy() -> None:
@@ -167,30 +178,91 @@ def test_embeddings_look_up_first_and_learn_only_the_rows_used(monkeypatch: pyte
     assert table.weight.grad[3, 0] == 2  # as if nothing had been rounded
 
 
-def test_a_scheme_that_cannot_be_trained_is_refused() -> None:
-    with pytest.raises(UserError, match="int8_dynamic cannot be trained.*int8_dynamic_trained"):
-        settings("int8", qat=True)
-    with pytest.raises(UserError, match="known are bf16, int8_dynamic"):
-        settings("int8", scheme="int7")
+@pytest.mark.parametrize(("name", "changes", "says"), [
+    ("int8", {"qat": True}, r"scheme=int8_dynamic cannot be trained.*int8_dynamic_trained"),
+    ("int8", {"scheme": "int8_dynamc"}, r"known are bf16, int8_dynamic.*Did you mean 'int8_dynamic'"),
+    ("int8", {"group_size": 32}, r"scheme=int8_dynamic takes no quant.group_size"),
+    ("int8", {"symmetric": True}, r"scheme=int8_dynamic takes no quant.symmetric"),
+    ("int8", {"calibration_rows": 64}, r"scheme=int8_dynamic takes no quant.calibration_rows"),
+    ("int8", {"start_step": 5}, r"quant=int8 takes no quant.start_step: it quantizes after training"),
+    ("int4", {"learning_rate_scale": 0.5}, r"quant=int4 takes no quant.learning_rate_scale"),
+    ("int4", {"group_size": None}, r"scheme=int4_weight_only needs a quant.group_size"),
+    ("int4", {"group_size": 33}, r"group_size=33: two weights share a byte"),
+    ("int4_qat", {"start_step": -1}, r"start_step is at least 0"),
+    ("bf16", {"embeddings": False}, r"scheme=bf16 takes no quant.embeddings: it is the whole network"),
+    ("bf16", {"keep_float": ["*"]}, r"scheme=bf16 takes no quant.keep_float"),
+])  # fmt: skip
+def test_what_a_scheme_does_not_take_is_refused_by_name(name: str, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        settings(name, **changes)
+
+
+def test_layers_are_kept_float_by_name() -> None:
+    student = model(2, 64)
+    converted, summary = quantization.convert(student, settings("int4", keep_float=["*.layer.0.*", "*pooler.dense"]))
+    kept = [name for name, why in summary.skipped.items() if why == "quant.keep_float"]
+    assert len(kept) == 6 + 1
+    assert all(".layer.0." in name or "pooler" in name for name in kept)
+    for name in kept:
+        assert torch.equal(converted.get_submodule(name).weight, student.get_submodule(name).weight)
+    with pytest.raises(UserError, match=r"bert.pooler.dens names no linear layer.*Did you mean 'bert.pooler.dense'"):
+        quantization.convert(student, settings("int4", keep_float=["bert.pooler.dens"]))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@torch.no_grad()
+def test_switched_off_it_is_the_float_model(name: str) -> None:
+    student = model(2, 64)
+    plain = student(**inputs()).logits
+    quantization.prepare(student, settings(name))
+    assert not torch.allclose(student(**inputs()).logits, plain, atol=1e-6)
+    quantization.switch(student, False)
+    assert torch.equal(student(**inputs()).logits, plain)
+    quantization.switch(student, True)
+    assert not torch.allclose(student(**inputs()).logits, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_of_int4_are_float16_numbers_and_no_weight_is_far_off(symmetric: bool) -> None:
+    rows = torch.randn(8, 128, generator=torch.Generator().manual_seed(0)) * torch.logspace(-7, 2, 8)[:, None]
+    integers, scale, zero = quantize(rows, Grid(4, 32, symmetric))
+    assert torch.equal(scale.half().float(), scale)
+    assert -8 <= int(integers.min()) < int(integers.max()) <= 7
+    assert (zero is None) == symmetric
+    error = (dequantize(integers, scale, zero) - rows).abs().reshape(8, 4, 32).amax(-1)
+    assert (error[2:] <= 0.51 * scale[2:]).all()  # half a step; below 6e-5 float16 has fewer digits
+    assert (error[:2] <= 1.5 * scale[:2]).all()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_head_of_a_file_says_where_it_runs(name: str) -> None:
+    lines = (ROOT / "conf" / "quant" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = [line[2:] for line in lines if line.startswith("# ")]
+    assert head[0] == f"@package quant.{name}"
+    said = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in head[2:]}
+    assert list(said) == ["Runs on", "Needs", "Costs"]
+    assert all(said.values())
+    devices = SCHEMES[settings(name).scheme].devices
+    assert said["Runs on"].split(" (")[0].strip(".") == ", ".join(device.upper() for device in devices)
+
+
+def test_a_scheme_that_a_machine_cannot_run_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        assert refusal(settings(name), "cpu") is None
+        assert refusal(settings(name), "cuda", (9, 0)) is None
+    says = refusal(settings("bf16"), "cuda", (7, 5))
+    assert says is not None
+    assert "compute capability 8.0, and this one has 7.5" in says
+    assert "scheme=int8_dynamic is the nearest" in says
+    monkeypatch.setitem(SCHEMES, "fp8_weight_only", replace(SCHEMES["fp8_weight_only"], devices=("cuda",)))
+    says = refusal(settings("fp8"), "cpu")
+    assert says == (
+        "quant=fp8 cannot run here: it runs on cuda, and this is cpu. Of quantization, scheme=int8_dynamic is the "
+        "nearest that does."
+    )
+    assert "none of the schemes does" in str(refusal(settings("int4_qat"), "mps"))
 
 
 def test_a_group_that_does_not_divide_names_the_layer() -> None:
     with pytest.raises(UserError, match="does not divide the width 64 of bert.embeddings.word_embeddings"):
         quantization.convert(model(2, 64), settings("int4", group_size=48))
-
-
-def test_stock_transformers_refuses_a_quantized_artefact_by_name(tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    converted, summary = quantization.convert(model(2, 64), settings("int8"))
-    save_quantized(tmp_path / "q", converted, demo.tokenizer(), 32, settings("int8"), summary)
-    with pytest.raises(ValueError, match="kd-quantized"):
-        AutoModelForSequenceClassification.from_pretrained(tmp_path / "q")
-
-
-def test_int8_takes_at_most_0_30_of_the_float_bytes(tmp_path: Path) -> None:
-    student = model(2, 96, vocab_size=512)
-    student.save_pretrained(tmp_path / "float")
-    converted, summary = quantization.convert(student, settings("int8_qat"))
-    size = save_quantized(tmp_path / "q", converted, demo.tokenizer(), 32, settings("int8_qat"), summary)
-    assert size <= 0.30 * (tmp_path / "float" / "model.safetensors").stat().st_size

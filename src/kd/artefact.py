@@ -132,7 +132,7 @@ def opened(directory: Path) -> Artefact:
     intact.refuse_pickles(directory)
     settings = quantized_file.settings_of(directory)
     config, about = stored_architecture(directory), said_about(directory)
-    intact.check(directory, about)
+    intact.check(directory, about, required=settings is not None and settings["format_version"] > 1)
     names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
     if exported:

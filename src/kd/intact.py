@@ -27,8 +27,13 @@ def refuse_pickles(directory: Path) -> None:
             )
 
 
-def check(directory: Path, about: dict[str, Any]) -> None:
-    """Raises UserError for a file that is missing or differs from what ``about`` (kd.json) noted of it."""
+def check(directory: Path, about: dict[str, Any], required: bool) -> None:
+    """Raises UserError for a file that is missing or differs from what ``about`` (kd.json) noted of it.
+
+    ``required``: also if it noted nothing of the weights.
+    """
+    if required and "model.safetensors" not in about.get("sha256", {}):
+        raise UserError(f"{directory / ABOUT} has no checksum of the weights: copy the whole directory again.")
     for name, noted in about.get("sha256", {}).items():
         path = directory / name
         if not path.is_file():

@@ -68,6 +68,12 @@ def layers_to_quantize(model: Any, settings: Settings) -> Summary:
                 f"quant.group_size={settings.group_size} does not divide the width {width} of {name}: "
                 "set quant.group_size to a divisor."
             )
+        elif isinstance(module, nn.Linear) and module.weight.numel() % settings.of.block:
+            raise UserError(
+                f"quant={settings.name} cuts weights into blocks of {settings.of.block}, and the {width} x "
+                f"{module.weight.shape[0]} weights of {name} are no whole number of them: keep that layer float, "
+                f"quant.keep_float=[{name}], or take quant=int4."
+            )
         else:
             summary.quantized.append(name)
     if not summary.quantized:

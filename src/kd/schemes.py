@@ -48,6 +48,7 @@ class Scheme:
     linears: Linears | None  # None: the whole network is cast, and nothing stays float32
     grouped: bool = False  # takes group_size and symmetric; else one scale a row
     trainable: bool = False  # converted logits equal the fake-quantized ones (measured: quantization tests)
+    block: int = 1  # weights of a linear layer come in blocks of so many, and no part of one is left
     calibrated: bool = False  # reads ranges of activations from calibration_rows
     embedding_bits: int | None = None  # None: as many as the others
     devices: tuple[str, ...] = ("cpu", "cuda")  # where it runs
@@ -68,7 +69,7 @@ SCHEMES = {
     "int8_dynamic_int4_weight": Scheme(4, GroupedLinears(activations=True), grouped=True, trainable=True),
     "fp8_weight_only": torchao_scheme(8, configs.fp8_weight_only),
     # embeddings int8: one table for all words is where 4 bits cost most
-    "nf4": Scheme(4, TorchaoLinears(configs.nf4), embedding_bits=8),
+    "nf4": Scheme(4, TorchaoLinears(configs.nf4), block=configs.NF4_BLOCK, embedding_bits=8),
 }
 
 
@@ -150,10 +151,13 @@ def refusal(settings: Settings, device: str, capability: tuple[int, int] | None 
     else:
         return None
     runs = [
-        (abs(other.bits - scheme.bits), other.trainable != scheme.trainable, name)
+        name
         for name, other in SCHEMES.items()
-        if device in other.devices and (capability is None or capability >= other.capability)
+        if device in other.devices
+        and (capability is None or capability >= other.capability)
         and (other.trainable or not settings.qat)
-    ]  # fmt: skip
-    instead = f"scheme={min(runs)[2]} is the nearest that does" if runs else "none of the schemes does; take quant=none"
+    ]
+    # of equally many bits, the first
+    best = min(runs, key=lambda name: abs(SCHEMES[name].bits - scheme.bits), default=None)
+    instead = f"scheme={best} is the nearest that does" if runs else "none of the schemes does; take quant=none"
     return f"quant={settings.name} cannot run here: {why}. Of quantization, {instead}."

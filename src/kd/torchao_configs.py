@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd.errors import UserError
-
 logging.getLogger("torchao").setLevel(logging.ERROR)  # it announces kernels that it can do without
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
@@ -43,18 +41,11 @@ def fp8_weight_only(_linear: nn.Linear | None = None) -> Any:
 
 
 def nf4(linear: nn.Linear) -> Any:
-    """Scales are quantized too, as many together as divide the layer, 256 at most."""
+    """Scales are quantized too, as many together as divide the layer's, 256 at most."""
     from torchao.prototype._nf4tensor_api import NF4WeightOnlyConfig
 
-    blocks, rest = divmod(linear.weight.numel(), NF4_BLOCK)
-    if rest:
-        shape = " x ".join(str(size) for size in linear.weight.shape)
-        raise UserError(
-            f"quant.scheme=nf4 cuts weights into blocks of {NF4_BLOCK}, and a layer of {shape} has no whole number of "
-            "them: keep that layer float (quant.keep_float), or take scheme=int4_weight_only."
-        )
     config = NF4WeightOnlyConfig()
-    config.block_size, config.scaler_block_size = NF4_BLOCK, math.gcd(blocks, 256)
+    config.block_size, config.scaler_block_size = NF4_BLOCK, math.gcd(linear.weight.numel() // NF4_BLOCK, 256)
     return config
 
 
