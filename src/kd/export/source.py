@@ -59,11 +59,12 @@ class Source:
     def module(self) -> nn.Module:
         return Logits(self.artefact.model).eval()
 
-    def calibration(self, count: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    def calibration(self, count: int | None) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """``count`` training rows, drawn once and for all, in batches of like length.
 
         Raises UserError if there are fewer.
         """
+        assert count is not None, "Target asks for it"
         train = self.rows.splits["train"]
         if count > len(train):
             raise UserError(

@@ -40,8 +40,8 @@ RUNTIMES = {
     "aoti": Runtime("AOTInductor", "torch", ("torch",), "", ("float32",), compiles=True),
     "executorch": Runtime("ExecuTorch", "executorch", ("executorch",), "executorch", ("float32",)),
 }
-CALIBRATED = "int8_static"
-GROUPED = "int4"
+CALIBRATED = ("int8_dynamic", "int8_static", "int4")
+GROUPED = ("int4",)
 LOOSEST = {"agreement": 0.99, "score": 0.5}  # an export that is further from its model than this is another model
 
 
@@ -74,7 +74,7 @@ class Target:
             to targets with ``scheme: float32`` alone.
         of: the run's artefacts to export, as their directories are called.
         opset: of ONNX files.
-        calibration_rows: training rows, for int8_static.
+        calibration_rows: training rows, to see what layers read; for all schemes but float32.
         group_size: weights with one scale, for int4.
         limits: of the gate.
         carried_limits: of the gate where a quantized model was exported on its own grid.
@@ -105,9 +105,9 @@ class Target:
             )
         if self.opset < 17:
             raise UserError(f"{where}.opset={self.opset}: 17 is the oldest, the first with LayerNormalization.")
-        for key, scheme in (("calibration_rows", CALIBRATED), ("group_size", GROUPED)):
-            if (getattr(self, key) is not None) != (self.scheme == scheme):
-                wants = "needs" if self.scheme == scheme else "takes no"
+        for key, schemes in (("calibration_rows", CALIBRATED), ("group_size", GROUPED)):
+            if (getattr(self, key) is not None) != (self.scheme in schemes):
+                wants = "needs" if self.scheme in schemes else "takes no"
                 raise UserError(f"{where}.scheme={self.scheme} {wants} {key}.")
 
     @property

@@ -1,0 +1,46 @@
+"""int4 weights that make up for each other's rounding (GPTQ: Frantar et al. 2023, https://arxiv.org/abs/2210.17323)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+ZERO = 8  # the code of 0; codes are 0 to 15
+DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in the paper
+
+
+def group_scales(weight: Array) -> Array:
+    """Of rows ``[out, group]`` the scale that puts the largest weight on the code with most room, ``[out]``."""
+    largest = np.take_along_axis(weight, np.abs(weight).argmax(1)[:, None], 1)[:, 0]
+    scale = largest / -ZERO
+    return np.where(scale == 0, 1e-8, scale)
+
+
+def quantized(weight: Array, hessian: Array, group: int) -> tuple[Array, Array]:
+    """Codes 0 to 15 ``[out, in]`` and scales ``[out, in / group]`` of a matrix ``[out, in]``; a weight is about
+    ``(code - 8) * scale``.
+
+    ``hessian`` is ``X^T X`` of what the layer reads, ``[in, in]``. Columns are rounded one by one; what that changes in
+    the output is taken back by the columns that follow (equations 2 and 3, with the Cholesky factor of algorithm 1).
+    """
+    weight, hessian = weight.astype(np.float64), hessian.astype(np.float64)
+    width = weight.shape[1]
+    dead = np.diag(hessian) == 0  # a channel that was always 0 has no say
+    hessian[dead, dead] = 1.0
+    hessian[np.diag_indices(width)] += DAMPING * np.diag(hessian).mean()
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    codes, scales = np.empty(weight.shape, np.uint8), np.empty((len(weight), width // group))
+    for start in range(0, width, group):
+        end = start + group
+        scale = group_scales(weight[:, start:end])
+        scales[:, start // group] = scale
+        errors = np.empty((len(weight), group))
+        for i in range(start, end):
+            codes[:, i] = np.clip(np.rint(weight[:, i] / scale) + ZERO, 0, 2 * ZERO - 1)
+            error = (weight[:, i] - (codes[:, i].astype(np.float64) - ZERO) * scale) / upper[i, i]
+            weight[:, i:end] -= error[:, None] * upper[i, i:end]
+            errors[:, i - start] = error
+        weight[:, end:] -= errors @ upper[start:end, end:]
+    return codes, scales.astype(np.float32)
