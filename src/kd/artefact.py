@@ -18,7 +18,7 @@ from torch import Tensor
 from kd import heads, intact, quantized_file
 from kd.architecture import positions, stored_architecture
 from kd.errors import UserError
-from kd.export.directory import is_export
+from kd.export.directory import is_export, read_about
 from kd.noise import quiet_transformers
 from kd.quantization import Summary
 from kd.schemes import Settings
@@ -129,10 +129,14 @@ def opened(directory: Path) -> Artefact:
             )
     from transformers import AutoTokenizer
 
-    intact.refuse_pickles(directory)
-    settings = quantized_file.settings_of(directory)
     config, about = stored_architecture(directory), said_about(directory)
-    intact.check(directory, about, required=settings is not None and settings["format_version"] > 1)
+    settings = None
+    if exported:  # whose session checks the files
+        intact.refuse_pickles(directory, read_about(directory)["model_files"])
+    else:
+        intact.refuse_pickles(directory)
+        settings = quantized_file.settings_of(directory)
+        intact.check(directory, about, required=settings is not None and settings["format_version"] > 1)
     names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
     task = restored(about["task"]) if "task" in about else Classification(names or ["LABEL_0", "LABEL_1"])
     if exported:

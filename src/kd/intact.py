@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ def sums(directory: Path) -> dict[str, str]:
     return {path.name: file_hash(path) for path in sorted(deciding) if path.name != ABOUT}
 
 
-def refuse_pickles(directory: Path) -> None:
-    """Raises UserError for a file that some library would unpickle: nothing here reads or needs one."""
+def refuse_pickles(directory: Path, known: Collection[str] = ()) -> None:
+    """Raises UserError for a file that some library would unpickle: nothing here reads or needs one.
+
+    ``known`` are files of a runtime's own format that have such a name, as OpenVINO's model.bin.
+    """
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() in PICKLES:
+        if path.suffix.lower() in PICKLES and path.name not in known:
             raise UserError(
                 f"{path} can hold a pickle, which runs code when it is loaded, and no model that kd wrote has one. If "
                 "you put it there, move it elsewhere; else do not trust this directory."

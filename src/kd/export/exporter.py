@@ -121,7 +121,9 @@ class Exporter:
         for path in self.source.directory.iterdir():
             if path.is_file() and path.name not in STAY:
                 shutil.copyfile(path, directory / path.name)
-        about = said_about(self.source.directory) | {"task": self.task.stored(), "decision": dict(decision)}
+        about = said_about(self.source.directory)
+        about.pop("sha256", None)  # of the source's files; export.json has those of these
+        about |= {"task": self.task.stored(), "decision": dict(decision)}
         write_text(directory / ABOUT, json.dumps(about | {"max_length": self.source.artefact.max_length}))
 
 
