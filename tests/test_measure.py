@@ -144,13 +144,15 @@ def test_an_export_is_opened_without_torch_and_its_process_holds_no_more_than_it
     """The worker's imports for an export, with a session in the place of a runtime's; its parent has torch."""
     directory = fake_export(tmp_path / "onnx")
     code = (
-        "import sys, types, pathlib\n"
-        "session = types.ModuleType('kd.export.session')\n"
-        "session.open_session = lambda directory, threads: lambda inputs: inputs['input_ids']\n"
-        "sys.modules['kd.export.session'] = session\n"
-        "sys.modules['kd.export'] = types.ModuleType('kd.export')\n"
+        "import sys, pathlib\n"
+        "import kd.export.session\n"
+        "class Session:\n"
+        "    inputs = ['input_ids']\n"
+        "    def __call__(self, inputs):\n"
+        "        assert list(inputs) == self.inputs\n"
+        "kd.export.session.open_session = lambda directory, threads: Session()\n"
         "from kd.measure_worker import serve\n"
-        "serve(pathlib.Path(sys.argv[1]), 1, ['input_ids'])\n"
+        "serve(pathlib.Path(sys.argv[1]), 1, ['input_ids', 'attention_mask', 'token_type_ids'])\n"
     )
     asked = [{"what": "turn", "lengths": [4, 9], "vocabulary": 100, "untimed": 1, "seconds": 0.0}, {"what": "memory"}]
     done = subprocess.run(
@@ -166,5 +168,5 @@ def test_an_export_is_opened_without_torch_and_its_process_holds_no_more_than_it
 def test_the_legend_says_what_was_left_out() -> None:
     text = legend({"threads": 2, "reference": "student", "notes": ["real lengths: the first 2 of 9 batches"]})
     assert "2 threads" in text
-    assert text.endswith("Real lengths: the first 2 of 9 batches.")
+    assert text.endswith("Note: real lengths: the first 2 of 9 batches.")
     assert (str(SHORT), str(LARGE)) == ("1x32", "32x64")

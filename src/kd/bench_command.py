@@ -142,17 +142,22 @@ def texts_of_run(run: Path, model: Path) -> dict[str, list[Any]]:
 
 
 def scores_of(places: Sequence[Measured]) -> tuple[dict[str, dict[str, Any]], str]:
-    """What the reports beside the artefacts say of their scores, and by which metric; nothing where these differ."""
+    """What the reports of the runs say of the scores, and by which metric; nothing where runs have several.
+
+    An export that was written after the report brings the score of its gate.
+    """
     known: dict[str, dict[str, Any]] = {place.name: {} for place in places}
     selects = set()
     for place in places:
-        parents = list(place.directory.resolve().parents)[:2]
-        path = next((path / "report.json" for path in parents if (path / "report.json").is_file()), None)
+        directory = place.directory.resolve()
+        path = next((up / "report.json" for up in list(directory.parents)[:2] if (up / "report.json").is_file()), None)
         if path is None:
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
         selects.add(report["select"])
-        figures = report["models"].get(place.directory.resolve().name, {})
+        figures = report["models"].get(directory.name, {})
+        if not figures and is_export(directory):
+            figures = {"validation": {report["select"]: read_about(directory)["figures"]["score"]}}
         known[place.name] = {split: figures[split] for split in SCORES if split in figures}
     if len(selects) == 1:
         return known, selects.pop()

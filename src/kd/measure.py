@@ -8,6 +8,7 @@ meets all of them alike. All get the same inputs and as many threads.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import statistics
 import time
@@ -23,6 +24,7 @@ from kd.measure_process import Measured, Worker, inputs_of
 Lengths = Sequence[int]  # of the rows of a batch, in tokens
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 1000
+BUSY = 1.6  # processes at work for each core
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def measure(
     notes = [
         f"{shape} was measured as {shape.rows}x{longest}: {short} takes no more tokens"
         for shape in (SHORT, LONG, LARGE) if shape.length > longest
-    ]  # fmt: skip
+    ] + busy()  # fmt: skip
     with contextlib.ExitStack() as stack:
         workers = []
         for place in places:  # all start at once, then each is waited for
@@ -153,4 +155,12 @@ def legend(about: dict[str, Any]) -> str:
         f"and p95 of a call (rows x tokens); x: times as fast as {about['reference']}; real: batches of {REAL_ROWS} "
         "validation rows as they come; memory: the most that the process held."
     )
-    return " ".join([text, *(f"{note[0].upper()}{note[1:]}." for note in about["notes"])])
+    return f"{text} Note: {'; '.join(about['notes'])}." if about["notes"] else text
+
+
+def busy() -> list[str]:
+    """What to know about a machine on which others work too."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < BUSY * cores:
+        return []
+    return [f"the machine was busy (load {load:.0f} on {cores} cores), so rather trust ratios than milliseconds"]
