@@ -18,7 +18,7 @@ SMALL = [
     "trainer.max_epochs=2",
     "teacher.fine_tune.epochs=1",
     "teacher.gate=false",
-    "report.measure_seconds=1",
+    "report.measure_seconds=0.3",
 ]
 TWO_RANKS = ["trainer=ddp", "trainer.accelerator=cpu"]
 

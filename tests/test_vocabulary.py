@@ -265,7 +265,7 @@ def test_a_run_with_a_trimmed_student(lines: list[str], tmp_path: Path) -> None:
     done = train(
         tmp_path, *lines, "student.vocabulary=trim", "method=feature", "quant=int8", "data.source.rows=320",
         "data.source.scored_rows=100", "teacher.fine_tune.epochs=1", "trainer.max_epochs=1", "teacher.gate=false",
-        "report.measure_seconds=1", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}",
+        "report.measure_seconds=0.3", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Student from the teacher: layers 1 to 2 are its 2, 4 of 4" in done.stdout

@@ -21,7 +21,7 @@ from kd.losses import Loss
 from kd.named_schemes import AUTO, named_schemes
 from kd.overrides import check_model
 from kd.schedules import KEYS, schedules_of
-from kd.schemes import Settings
+from kd.schemes import Settings, refusal
 from kd.sources import TextData
 from kd.tasks import NAMES, Task
 
@@ -119,6 +119,8 @@ def quantization_settings(cfg: DictConfig) -> list[Settings]:
             found.append(Settings(name=name, **settings))
         except TypeError as error:
             raise UserError(f"quant={name}: {error}.") from error
+        if says := refusal(found[-1], "cpu"):  # where students are converted and measured
+            raise UserError(says)
     return found
 
 

@@ -63,8 +63,9 @@ class Products:
     exports: list[Exported] = field(default_factory=list)
 
     @property
-    def failed(self) -> list[str]:
-        return [f"{one.name} ({'; '.join(one.reasons)})" for one in self.exports if not one.passed]
+    def failed(self) -> dict[str, str]:
+        """Why, by name."""
+        return {one.name: "; ".join(one.reasons) for one in self.exports if not one.passed}
 
 
 def save_exports(
@@ -98,7 +99,9 @@ def finish_report(
     products: Products, device: torch.device, teacher_beats_chance: bool, made: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     report.score(entries, rows, task, device)
-    measured = report.measure(entries, rows, task, cfg.report.measure_seconds) if cfg.report.measure else None
+    measured = (
+        report.measure(entries, rows, task, cfg.report.measure_seconds * len(entries)) if cfg.report.measure else None
+    )
     for entry in entries:
         entry.figures |= {"parameters": entry.parameters, "weights_bytes": entry.weights_bytes}
     threads, more = torch.get_num_threads(), task.about({entry.name: entry.figures for entry in entries})
@@ -124,6 +127,7 @@ def finish_report(
         "quantization": "; ".join(f"{name}: {done}" for name, done in products.quantized.items()) or "none",
         "sensitivity": products.sensitivity,
         "exports": [asdict(one) | {"directory": str(one.directory)} for one in products.exports],
+        "failed": products.failed,
         "gate": gate_table(products.exports, task) if products.exports else "",
         "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
         "weights": f"{SHARES}\n\n" if cfg.method.balance is not None else "",

@@ -109,8 +109,8 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     logs.report(score, *report.rows(finished), finished["models"], output / "student")
     if products.failed:
         raise UserError(
-            f"The run is complete, but exports did not pass their gate: {', '.join(products.failed)}. Their files are "
-            f"kept with the suffix .failed in {output / 'export'}."
+            f"The run is complete, but exports missed their gate: {', '.join(products.failed)}. Their files are "
+            f"kept with the suffix .failed in {output / 'export'}; report.md says what was missed."
         )
     return score if task.higher_is_better else -score
 
