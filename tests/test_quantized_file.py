@@ -17,6 +17,8 @@ from torch import nn
 import kd
 from kd import demo, quantization
 from kd.artefact import save_float, save_quantized
+from kd.check import check_shape
+from kd.command_line import compose
 from kd.errors import UserError
 from kd.grid import Grid, Quantized, dequantize, one_a_byte, pack, quantize, two_a_byte, unpack
 from kd.quantized_embedding import QuantizedEmbedding
@@ -219,6 +221,13 @@ def test_stock_transformers_refuses_a_packed_artefact_by_name(tmp_path: Path) ->
     saved(tmp_path / "q", "int8")
     with pytest.raises(ValueError, match="kd-quantized"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "q")
+
+
+@pytest.mark.parametrize("more", [{}, {"embeddings": False}])
+def test_a_quantized_artefact_is_no_start_for_a_training(more: dict[str, Any], tmp_path: Path) -> None:
+    saved(tmp_path / "q", "int8", **more)
+    with pytest.raises(UserError, match=r"student.weights=.* is a quantized model, which cannot be trained"):
+        check_shape("student", compose(["student=bert_tiny"]), tmp_path / "q")
 
 
 STOCK = """

@@ -126,13 +126,22 @@ def as_conf(fields: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in fields.items()}
 
 
-def stored_architecture(directory: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises UserError if it does not say what kind of model lies there."""
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a model directory as it is. Raises UserError if it cannot be parsed."""
     path = directory / "config.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}): copy the whole directory again.") from error
+    return stored
+
+
+def stored_architecture(directory: Path) -> dict[str, Any]:
+    """The same, checked. Raises UserError if it does not say what kind of model lies there."""
+    stored = read_config(directory)
     if "model_type" not in stored:
         raise UserError(
-            f'{path} does not say what kind of model this is: add "model_type": "bert" to it '
+            f'{directory / "config.json"} does not say what kind of model this is: add "model_type": "bert" to it '
             f"(kd knows {', '.join(FAMILIES)}). Older checkpoints lack it."
         )
     return as_conf(stored, stored["model_type"])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd.architecture import read_config
 from kd.errors import UserError
 from kd.grid import Grid
 from kd.heads import pooling_of
@@ -115,11 +116,7 @@ def second_names(tensors: dict[str, Tensor]) -> dict[str, str]:
 
 def settings_of(directory: Path) -> dict[str, Any] | None:
     """What config.json says of the quantization; None for a float model. Raises UserError for a newer format."""
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is broken ({error}). Copy the whole directory again.") from error
+    config = read_config(directory)
     own = config.get("quantization_config", {})
     about: dict[str, Any] | None = config.get("kd_quantization") or (own if own.get("quant_method") == "kd" else None)
     if about and about["format_version"] > FORMAT_VERSION:
@@ -134,7 +131,7 @@ def load(directory: Path, auto_class: Any) -> Any:
     """A saved quantized model, on the CPU in eval mode. Raises UserError for a newer format, or files that differ."""
     about = settings_of(directory)
     assert about is not None, f"{directory} is a float model"
-    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    stored = read_config(directory)
     if "kd_quantization" in stored:
         dtype = torch.float32 if "quantization_config" in stored else torch.bfloat16
         model = auto_class.from_pretrained(directory, dtype=dtype, local_files_only=True)
