@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kd.batches import Batches, Draw, Sorted
+from kd.batches import Batches, Draw, Numbers, Sorted
 from kd.encoding import encode, pad, tokenizer_key
 from kd.errors import UserError
 from kd.sources import TextData
@@ -141,6 +141,29 @@ class TextDataModule(L.LightningDataModule):
         progress = trainer.fit_loop.epoch_loop.batch_progress.current  # above 0 where a training goes on
         batches.epoch, batches.done = trainer.current_epoch, progress.ready
         return self.loader("train", batches)
+
+    def calibration_batches(self, count: int) -> Iterator[dict[str, Tensor]]:
+        """The student's inputs of ``count`` training rows, the same ones every time, each batch of rows of one length.
+
+        So none is padded: what stands in the place of padding would set ranges too. Raises UserError if there are
+        fewer rows.
+        """
+        train = self.splits["train"]
+        if count > len(train):
+            raise UserError(
+                f"quant.calibration_rows={count}: data={self.data.name} has {len(train)} training rows. Ask for as many "
+                "or fewer."
+            )
+        drawn = np.random.default_rng(LIMIT_SEED).permutation(len(train))[:count]
+        return self.of_one_length(drawn)
+
+    def of_one_length(self, drawn: Numbers) -> Iterator[dict[str, Tensor]]:
+        train = self.splits["train"]
+        for length in np.unique(train.lengths[drawn]):
+            rows = drawn[train.lengths[drawn] == length].tolist()
+            for start in range(0, len(rows), self.batch_size):
+                batch = train[Draw(rows[start : start + self.batch_size], {})]["student"]
+                yield {name: tensor for name, tensor in batch.items() if name != "places"}
 
     def val_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd import torchao_configs as configs
 from kd.errors import UserError, nearest
+from kd.static_linear import StaticLinears
 from kd.torchao_linears import GroupedLinears, TorchaoLinears
 
 
@@ -67,6 +68,7 @@ SCHEMES = {
     "int8_weight_only": torchao_scheme(8, configs.int8_weight_only, configs.int8_weight_only_fake),
     "int4_weight_only": Scheme(4, GroupedLinears(activations=False), grouped=True, trainable=True),
     "int8_dynamic_int4_weight": Scheme(4, GroupedLinears(activations=True), grouped=True, trainable=True),
+    "int8_static": Scheme(8, StaticLinears(), trainable=True, calibrated=True),
     "fp8_weight_only": torchao_scheme(8, configs.fp8_weight_only),
     # embeddings int8: one table for all words is where 4 bits cost most
     "nf4": Scheme(4, TorchaoLinears(configs.nf4), block=configs.NF4_BLOCK, embedding_bits=8),

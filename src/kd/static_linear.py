@@ -7,7 +7,7 @@ themselves, exactly below 2^24; so the trained model, the converted one and inte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import UserError
+from kd.grid import Grid, quantize
 from kd.input_range import InputRange, Observer, grid, integers
-from kd.quantized_embedding import quantize_rows
+from kd.torchao_linears import check_shapes, replace
+
+WEIGHTS = Grid(bits=8)  # symmetric, a scale an output channel
 
 
 class OnTheGrid(torch.autograd.Function):
@@ -30,7 +33,7 @@ class OnTheGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bounds: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weight, bounds)
-        quantized, weight_scale = quantize_rows(weight, 8, weight.shape[1])
+        quantized, weight_scale, _ = quantize(weight, WEIGHTS)
         scale, zero_point = grid(bounds)
         return integer_linear(integers(inputs, scale, zero_point), zero_point, quantized, scale, weight_scale[:, 0])
 
@@ -39,7 +42,7 @@ class OnTheGrid(torch.autograd.Function):
         inputs, weight, bounds = ctx.saved_tensors
         with torch.autocast(inputs.device.type, enabled=False):
             gradient = gradients[0].float()
-            quantized, weight_scale = quantize_rows(weight, 8, weight.shape[1])
+            quantized, weight_scale, _ = quantize(weight, WEIGHTS)
             scale, zero_point = grid(bounds)
             steps = integers(inputs, scale, zero_point) - zero_point
             to_inputs = gradient @ (quantized * weight_scale)
@@ -111,7 +114,7 @@ class StaticLinear(nn.Module):
     @classmethod
     def of(cls, linear: FakeStaticLinear) -> StaticLinear:
         made = cls(1, 1, bias=False)
-        made.weight, scale = quantize_rows(linear.weight.detach(), 8, linear.in_features)
+        made.weight, scale, _ = quantize(linear.weight.detach(), WEIGHTS)
         made.scale = scale[:, 0]
         made.input_scale, zero_point = grid(linear.input_range().detach())
         made.input_zero_point = zero_point.to(torch.uint8)
@@ -129,7 +132,7 @@ class StaticLinear(nn.Module):
 class StaticLinears:
     """How the scheme int8_static treats the linear layers of a model: see ``kd.schemes.Linears``."""
 
-    def prepare(self, model: Any, names: Collection[str], settings: Any) -> None:
+    def prepare(self, model: Any, names: Iterable[str], settings: Any) -> None:
         for together in sharing(model, names):
             first = model.get_submodule(together[0])
             shared = InputRange(first.in_features)
@@ -161,7 +164,7 @@ class StaticLinears:
             if isinstance(module, FakeStaticLinear):
                 replace(model, name, module.plain())
 
-    def convert(self, model: Any, names: Collection[str], settings: Any) -> None:
+    def convert(self, model: Any, names: Iterable[str], settings: Any) -> None:
         for name in names:
             module = model.get_submodule(name)
             if not isinstance(module, FakeStaticLinear):
@@ -178,9 +181,7 @@ class StaticLinears:
 
     def unpacked(self, linear: nn.Linear, tensors: dict[str, Tensor], settings: Any) -> StaticLinear:
         made = StaticLinear(linear.in_features, linear.out_features, linear.bias is not None)
-        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in made.named_buffers()}
-        if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != expected:
-            raise UserError(f"A file of quant={settings.name} does not fit a layer of {expected['weight'][0]} weights.")
+        check_shapes(self.packed(made), tensors)
         made.load_state_dict(tensors, assign=True)
         return made
 
@@ -189,13 +190,8 @@ def fake_layers(model: nn.Module) -> list[FakeStaticLinear]:
     return [module for module in model.modules() if isinstance(module, FakeStaticLinear)]
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
 @torch.no_grad()
-def sharing(model: Any, names: Collection[str]) -> list[list[str]]:
+def sharing(model: Any, names: Iterable[str]) -> list[list[str]]:
     """The layers, those together that are given the same tensor: query, key and value. The model runs on three tokens."""
     seen: list[tuple[Tensor, list[str]]] = []  # tensors stay alive, so that none takes the place of another
 
@@ -206,11 +202,9 @@ def sharing(model: Any, names: Collection[str]) -> list[list[str]]:
                 return
         seen.append((tensor, [name]))
 
-    chosen = [(name, module) for name, module in model.named_modules() if name in set(names)]
     handles = [
-        module.register_forward_pre_hook(lambda _module, given, name=name: note(name, given[0]))
-        for name, module in chosen
-        if isinstance(module, nn.Linear)
+        model.get_submodule(name).register_forward_pre_hook(lambda _module, given, name=name: note(name, given[0]))
+        for name in names
     ]
     training = model.training
     model.eval()
