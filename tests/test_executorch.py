@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,13 @@ def test_where_it_is_missing_the_extra_is_named() -> None:
     assert export.missing(export.stored_target("executorch")) == (
         "export=executorch needs executorch: pip install 'kd[executorch]'"
     )
+
+
+def test_a_quantized_artefact_is_refused(tmp_path: Path) -> None:
+    source: Any = SimpleNamespace(quantized=True, directory=tmp_path / "student-int8")
+    with pytest.raises(UserError, match=r"takes float students, and .*student-int8 is quantized"):
+        executorch.write(source, export.stored_target("executorch"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @needs_executorch

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from kd.errors import UserError
 from kd.export.source import Source
 from kd.export.target import Target
 
@@ -19,22 +20,27 @@ ROWS = 8  # at most in one call: memory for the largest call is laid out beforeh
 
 
 def write(source: Source, target: Target, directory: Path) -> list[str]:
-    """Writes the model's file, for up to ROWS rows of up to the model's length. Returns its name."""
+    """Writes the model's file, for up to ROWS rows of up to the model's length. Returns its name.
+
+    Raises UserError for a quantized artefact.
+    """
+    if source.quantized:
+        raise UserError(
+            f"export={target.name} takes float students, and {source.directory} is quantized: XNNPACK cannot lower its "
+            "embeddings. Export the student that it was made from, or this one to aoti."
+        )
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.exir import to_edge_transform_and_lower
 
     longest = source.artefact.max_length
-    example = torch.ones(2, min(7, longest), dtype=torch.long)
+    example = tuple(torch.ones(2, min(7, longest), dtype=torch.long) for _ in source.inputs)  # one tensor: one input
     shape = {0: torch.export.Dim("batch", max=ROWS), 1: torch.export.Dim("length", min=2, max=longest)}
     said = {"rows": ROWS, "tokens": longest, "token_types": int("token_type_ids" in source.inputs)}
     with torch.no_grad(), quiet():
-        program = torch.export.export(
-            source.module, (example,) * len(source.inputs), dynamic_shapes=(shape,) * len(source.inputs)
-        )
+        program = torch.export.export(source.module, example, dynamic_shapes=(shape,) * len(source.inputs))
         lowered = to_edge_transform_and_lower(
-            program, partitioner=[XnnpackPartitioner()], constant_methods=said,
-            compile_config=EdgeCompileConfig(_check_ir_validity=not source.quantized),
-        ).to_executorch()  # fmt: skip
+            program, partitioner=[XnnpackPartitioner()], constant_methods=said
+        ).to_executorch()
     (directory / FILE).write_bytes(lowered.buffer)
     return [FILE]
 

@@ -81,7 +81,8 @@ class AotiSession:
         if threads is not None:
             torch.set_num_threads(threads)
         self.runtime = f"torch {torch.__version__.split('+')[0]}"
-        self.model, self.inputs = aoti.opened(files[0])
+        self.model, names = aoti.opened(files[0])
+        self.inputs: Sequence[str] = names
 
     def __call__(self, inputs: dict[str, Array]) -> Array:
         check_inputs(self.inputs, inputs)
@@ -104,7 +105,7 @@ class ExecuTorchSession:
             executorch.set_threads(threads)
         self.method, noted = executorch.opened(files[0])
         self.rows, self.tokens = noted["rows"], noted["tokens"]
-        self.inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * noted["token_types"]
+        self.inputs: Sequence[str] = ["input_ids", "attention_mask"] + ["token_type_ids"] * noted["token_types"]
 
     def __call__(self, inputs: dict[str, Array]) -> Array:
         import torch
@@ -113,7 +114,7 @@ class ExecuTorchSession:
         given = [torch.from_numpy(inputs[name]) for name in self.inputs]
         if given[0].shape[1] > self.tokens:
             raise UserError(f"This model reads up to {self.tokens} tokens a row, and got {given[0].shape[1]}.")
-        parts = zip(*(one.split(self.rows) for one in given), strict=True)
+        parts = zip(*(torch.split(one, self.rows) for one in given), strict=True)
         found = [self.method.execute([one.contiguous() for one in part])[0].numpy().copy() for part in parts]
         return np.concatenate(found)
 

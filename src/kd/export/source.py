@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from kd.architecture import stored_architecture
 from kd.artefact import Artefact, load
 from kd.batches import Draw
 from kd.datamodule import TextDataModule
@@ -52,8 +53,8 @@ class Source:
 
     @property
     def quantized(self) -> bool:
-        stored = self.artefact.model.config.to_dict().get("quantization_config") or {}
-        return bool(stored.get("quant_method") == "kd")
+        stored = stored_architecture(self.directory)  # a loaded model's config says nothing of it
+        return bool({"quantization_config", "kd_quantization"} & stored.keys())
 
     @property
     def module(self) -> nn.Module:

@@ -64,7 +64,7 @@ def opened(path: Path) -> Any:
         raise UserError("Looking at an ONNX file needs onnx: pip install onnx") from error
     if not path.is_file():
         raise UserError(f"{path}: there is no such file. Give the model.onnx of an export.")
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         return onnx.load(path)
@@ -105,7 +105,7 @@ class Facts:
         typed = [*graph.input, *graph.output, *graph.value_info]
         numbers = {value.name: value.type.tensor_type.elem_type for value in typed}
         numbers |= {name: tensor.data_type for name, tensor in self.constants.items()}
-        self.types = {name: TensorProto.DataType.Name(number) for name, number in numbers.items()}
+        self.types: dict[str, str] = {name: TensorProto.DataType.Name(number) for name, number in numbers.items()}
         self.array = numpy_helper.to_array
 
     def operators(self) -> Iterator[tuple[str, str]]:
