@@ -121,7 +121,9 @@ def test_onnx_runtime_multiplies_integers_and_the_file_is_small(tmp_path: Path) 
     kinds = Counter(node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node)
     assert kinds["MatMulIntegerToFloat"] == 13
     floats = sum(t.ByteSize() for t in onnx.load(str(tmp_path / "m.onnx")).graph.initializer if t.data_type == 1)
-    assert floats < 4 * sum(tensor.numel() for tensor in student.state_dict().values() if tensor.is_floating_point()) * 1.5
+    assert (
+        floats < 4 * sum(tensor.numel() for tensor in student.state_dict().values() if tensor.is_floating_point()) * 1.5
+    )
 
 
 def test_openvino_multiplies_integers(tmp_path: Path) -> None:
