@@ -133,7 +133,7 @@ def test_every_experiment_composes_without_contradiction(name: str) -> None:
     assert contradictions(cfg) == []
 
 
-@pytest.mark.parametrize("group", ["teacher", "method", "quant", "data", "trainer", "experiment"])
+@pytest.mark.parametrize("group", ["teacher", "method", "quant", "export", "data", "trainer", "experiment"])
 def test_the_readme_names_all_there_is(group: str) -> None:
     (row,) = (line for line in README.splitlines() if line.startswith(f"| `{group}=`"))
     assert [name for name in options(group) if f"`{name}`" not in row] == []

@@ -164,8 +164,11 @@ def quantization_contradictions(cfg: DictConfig) -> list[str]:
     groups = {name: settings.get("group_size") for name, settings in schemes.items()}
     trained = [name for name, settings in schemes.items() if settings["qat"]]
     found = []
-    if cfg.quant.sensitivity and not schemes:
-        found.append("quant.sensitivity=true: quant=none quantizes nothing. Name a scheme, such as quant=int8.")
+    if cfg.quant.sensitivity and not any("keep_float" in settings for settings in schemes.values()):
+        found.append(
+            f"quant.sensitivity=true: quant={cfg.quant.name} quantizes no single layers. Name a scheme that does, such as "
+            "quant=int8."
+        )
     if len(schemes) > 1 and trained and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
         found.append(
             f"quant={cfg.quant.name}: {trained[0]} takes a training of its own beside the student's, and on several "

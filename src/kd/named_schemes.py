@@ -54,3 +54,9 @@ def not_taken(key: str, schemes: dict[str, dict[str, Any]], name: str) -> str:
         return f"quant.{key} is set, and quant=none quantizes nothing: name a scheme, such as quant=int8."
     known = sorted({own for node in schemes.values() for own in node if own not in ("scheme", "qat")})
     return f"quant.{key}: quant={name} takes no {key}.{nearest(key, known)} It takes {', '.join(known)}."
+
+
+def looked_at(cfg: DictConfig) -> list[str]:
+    """The schemes of which the layers' sensitivity is measured: those that quantize layers singly."""
+    singly = [name for name, node in named_schemes(cfg).items() if "keep_float" in node]
+    return singly if cfg.quant.sensitivity else keeping_worst(cfg)

@@ -19,7 +19,7 @@ from kd.export import named_targets
 from kd.fit import FitSettings, Fitted
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
-from kd.named_schemes import keeping_worst
+from kd.named_schemes import keeping_worst, looked_at
 from kd.noise import silence_transformers
 from kd.outcome import SHARES, Products, finish_report, save_converted, save_exports, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
@@ -80,6 +80,8 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     )
 
     student = make_student(cfg, pair, teacher, task)
+    for scheme in schemes:
+        quantization.layers_to_quantize(student, scheme)  # what it cannot do is said before the training
     say(entries[0], student, losses, task, cfg, pair)
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation
@@ -98,7 +100,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     entries.append(save_student(output, student, pair, cfg, data, task))
     products = Products()
     for scheme in schemes:
-        if cfg.quant.sensitivity or scheme.name in keeping_worst(cfg):
+        if scheme.name in looked_at(cfg):
             scheme, products.sensitivity[scheme.name] = look(cfg, scheme, student, rows, task, entries)
         made = own or trained.get(scheme.name) or after_training(student, scheme, rows)
         entries.append(save_converted(output, scheme, made, pair, cfg, data, task, entries[1].parameters))
