@@ -378,7 +378,9 @@ def test_a_teachers_key_has_the_pooling_only_where_there_is_one(data: Any) -> No
 
 
 def test_the_card_says_which_head_it_is_and_who_loads_it() -> None:
-    found: dict[str, Any] = {"example": '"a text"', "head": heads.described(made("bert", None), TASK)}
+    found: dict[str, Any] = {
+        "example": '"a text"', "stock": [], "answer": "logits", "head": heads.described(made("bert", None), TASK)
+    }  # fmt: skip
     assert "AutoModelForSequenceClassification.from_pretrained" in report.loading(found, "student")
     assert "kd.load" in report.loading(found, "student-int8")
     found["head"] = heads.described(made("bert", "mean"), TASK)

@@ -23,10 +23,11 @@ from kd.export_command import table as gate_table
 from kd.fit import Fitted
 from kd.pair import Pair
 from kd.quantization import Converted
+from kd.quantized_file import in_stock_format
 from kd.schemes import Settings
 from kd.sources import TextData
 from kd.store import write_text
-from kd.tasks import Task
+from kd.tasks import Classification, Task
 
 SHARES = "These weights are shares of the gradient: method.balance=gradnorm makes them so."
 
@@ -121,6 +122,8 @@ def finish_report(
         ),
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
+        "stock": [entry.name for entry in entries[2:] if entry.directory and in_stock_format(entry.directory)],
+        "answer": "model.config.id2label[int(logits[0].argmax())]" if type(task) is Classification else "logits",
         "head": heads.described(entries[1].model, task),
         "note": "".join(f"{note}\n\n" for note in (task.note(entries[1].decision), *notes(made)) if note),
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),

@@ -37,6 +37,11 @@ def is_stock(model: Any, settings: Settings) -> bool:
     return settings.of.config is not None and not embeddings and pooling_of(model.config) is None
 
 
+def in_stock_format(directory: Path) -> bool:
+    """Whether transformers reads a saved quantized model, with torchao, by itself."""
+    return "kd_quantization" in read_config(directory)
+
+
 def save_stock(model: Any, settings: Settings, summary: Summary, directory: Path) -> None:
     """As ``save_pretrained`` of transformers does it; config.json says ``kd_quantization`` besides."""
     from transformers import TorchAoConfig

@@ -132,19 +132,23 @@ def scores(report: dict[str, Any]) -> str:
 
 def loading(report: dict[str, Any], name: str) -> str:
     """How an artefact is loaded, in markdown. One with a head of our own takes kd, also in float32."""
-    with_kd = f'import kd\n\nkd.load("{name}").predict({report["example"]})'
     head = report["head"]  # the Auto class of transformers that has it, and what it is otherwise
-    text, code = "", with_kd
-    if name == "student" and head["own"] is None:
+    stock = name == "student" or name in report["stock"]
+    text, code = "", f'import kd\n\nkd.load("{name}").predict({report["example"]})'
+    if stock and head["own"] is None:
+        text = "" if name == "student" else "With torch, torchao and transformers alone:\n\n"
+        texts = '"a text", "another"' if report["example"].startswith("[(") else '"a text"'
         code = (
             f"from transformers import {head['auto']}, AutoTokenizer\n\n"
-            f'model = {head["auto"]}.from_pretrained("student")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("student")'
+            f'model = {head["auto"]}.from_pretrained("{name}").eval()\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+            f'logits = model(**tokenizer({texts}, return_tensors="pt")).logits\n'
+            f"print({report['answer']})"
         )
-    elif name == "student":
+    elif stock:
         text = (
             f"Its head is kd's own: {head['own']}. kd loads it; transformers alone gives the encoder, with "
-            '`AutoModel.from_pretrained("student")`, and what its other Auto classes give has an untrained head.\n\n'
+            f'`AutoModel.from_pretrained("{name}")`, and what its other Auto classes give has an untrained head.\n\n'
         )
     return f"{text}```python\n{code}\n```"
 
