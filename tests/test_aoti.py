@@ -19,6 +19,7 @@ from kd.export import aoti
 from kd.export.directory import read_about
 from kd.export.exporter import Exporter
 from kd.export.session import open_session
+from kd.schemes import Settings
 from kd.sources import TextData
 from kd.tasks import Classification
 
@@ -32,7 +33,7 @@ def exported(text: TextData, place: Path, quant: str | None = None) -> Path:
         artefact.save_float(directory, student, text.tokenizer, MAX_LENGTH, ("text",), task)
     else:
         directory = place / f"student-{quant}"
-        settings = quantization.Settings(quant, "int8_dynamic", qat=False)
+        settings = Settings(quant, "int8_dynamic", qat=False)
         converted, summary = quantization.convert(student, settings)
         artefact.save_quantized(
             directory, converted, text.tokenizer, MAX_LENGTH, settings, summary, ("text",), task
