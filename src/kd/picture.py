@@ -75,6 +75,7 @@ def scatter(axes: Any, report: dict[str, Any]) -> None:
     axes.set(xlabel=latency if measured else "weights, MB", ylabel=what, title=f"{what}; larger points: more bytes")
     axes.margins(0.15)
     finish_scale(axes, [mark[0] for mark in marks])
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # or the lines to labels would move them
     label(axes, marks)
 
 
