@@ -125,7 +125,7 @@ def scores(report: dict[str, Any]) -> str:
     better = "higher" if report["higher_is_better"] else "lower"
     text = (
         f"Validation and test: {report['select']}, {better} is better. Retention: of the teacher's score. Agreement: "
-        "with the teacher's answers."
+        "with the teacher's answers; as student: with the float student's."
     )
     return f"{text} {legend(report['measured'])}" if report.get("measured") else text
 

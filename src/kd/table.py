@@ -20,6 +20,7 @@ QUALITY: list[Column] = [
     ("test", lambda f, select: f["test"][select], "{:.4f}"),
     ("retention", lambda f, _: 100 * f[f"{scored(f)}_retention"], "{:.1f} %"),
     ("agreement", lambda f, _: 100 * f[f"{scored(f)}_agreement"], "{:.1f} %"),
+    ("as student", lambda f, _: 100 * f[f"{scored(f)}_as_student"], "{:.1f} %"),
     ("parameters", lambda f, _: f["parameters"] / 1e6, "{:.2f} M"),
     ("weights", lambda f, _: f["weights_bytes"] / 1e6, "{:.2f} MB"),
 ]
