@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from kd.architecture import stored_architecture
 from kd.artefact import Artefact, load
 from kd.batches import Draw
 from kd.datamodule import TextDataModule
@@ -52,7 +53,7 @@ class Source:
 
     @property
     def quantized(self) -> bool:
-        stored = self.artefact.model.config.to_dict().get("quantization_config") or {}
+        stored = stored_architecture(self.directory).get("quantization_config") or {}
         return bool(stored.get("quant_method") == "kd")
 
     @property
