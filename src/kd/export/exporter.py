@@ -84,7 +84,7 @@ class Exporter:
         if self.source.quantized and target.scheme != "float32":
             raise UserError(
                 f"{self.source.directory} is quantized already, and export={target.name} would quantize it again: "
-                f"export the float student to {target.name}, or this one to {target.runtime.replace('runtime', '')}."
+                "export the float student there, or this one, on its own grid, to onnx or openvino."
             )
         name = self.name(target)
         with new_directory(output / name) as unfinished:

@@ -8,14 +8,25 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 ZERO = 8  # the code of 0; codes are 0 to 15
+SHARES = np.linspace(0.8, 1.1, 13)  # of the widest scale, to choose from
 DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in the paper
 
 
 def group_scales(weight: Array) -> Array:
-    """Of rows ``[out, group]`` the scale that puts the largest weight on the code with most room, ``[out]``."""
+    """Of rows ``[out, group]`` the scale with the least squared error, ``[out]``, among some around the one that puts
+    the largest weight on the outermost code, -8.
+    """
     largest = np.take_along_axis(weight, np.abs(weight).argmax(1)[:, None], 1)[:, 0]
-    scale = largest / -ZERO
-    return np.where(scale == 0, 1e-8, scale)
+    widest = np.where(largest == 0, 1e-8, largest / -ZERO)
+    scales = widest * SHARES[:, None]
+    errors = np.square(rounded(weight / scales[..., None]) * scales[..., None] - weight).sum(-1)
+    found: Array = np.take_along_axis(scales, errors.argmin(0)[None], 0)[0]
+    return found
+
+
+def rounded(weight: Array) -> Array:
+    found: Array = np.clip(np.rint(weight), -ZERO, ZERO - 1)
+    return found
 
 
 def quantized(weight: Array, hessian: Array, group: int) -> tuple[Array, Array]:
@@ -38,7 +49,7 @@ def quantized(weight: Array, hessian: Array, group: int) -> tuple[Array, Array]:
         scales[:, start // group] = scale
         errors = np.empty((len(weight), group))
         for i in range(start, end):
-            codes[:, i] = np.clip(np.rint(weight[:, i] / scale) + ZERO, 0, 2 * ZERO - 1)
+            codes[:, i] = rounded(weight[:, i] / scale) + ZERO
             error = (weight[:, i] - (codes[:, i].astype(np.float64) - ZERO) * scale) / upper[i, i]
             weight[:, i:end] -= error[:, None] * upper[i, i:end]
             errors[:, i - start] = error

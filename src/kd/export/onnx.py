@@ -9,9 +9,9 @@ from typing import Any
 
 import onnx
 import torch
-from torch import nn
 
-from kd.export.source import Source
+from kd.export.carried import exportable, opset, pack
+from kd.export.source import Logits, Source
 from kd.export.target import Target
 
 FILE = "model.onnx"
@@ -21,7 +21,7 @@ LARGEST = 2**31 - 1  # bytes of one protobuf message
 def write(source: Source, target: Target, directory: Path) -> list[str]:
     """Writes the model's file. Returns the names of the files that the runtime reads."""
     path = directory / FILE
-    write_float(source.module, source.inputs, target.opset, path)
+    write_float(source, target.opset, path)
     if target.scheme != "float32":
         from kd.export import onnx_quantized
 
@@ -29,17 +29,20 @@ def write(source: Source, target: Target, directory: Path) -> list[str]:
     return [FILE]
 
 
-def write_float(module: nn.Module, inputs: tuple[str, ...], opset: int, path: Path) -> None:
-    """A forward pass of any batch size and length, by torch.export."""
+def write_float(source: Source, oldest: int, path: Path) -> None:
+    """A forward pass of any batch size and length, by torch.export; a quantized model's on its own grid."""
+    inputs, module = source.inputs, Logits(exportable(source.artefact.model)).eval()
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     example = {name: torch.ones(2, 7, dtype=torch.long) for name in inputs}
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            module, (), kwargs=example, input_names=list(inputs), output_names=["logits"], opset_version=opset,
-            dynamic_shapes={name: {0: batch, 1: length} for name in inputs}, dynamo=True, verbose=False,
+            module, (), kwargs=example, input_names=list(inputs), output_names=["logits"],
+            opset_version=opset(module, oldest), dynamo=True, verbose=False,
+            dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
         )  # fmt: skip
         assert program is not None
         proto = program.model_proto
+    pack(proto)
     del proto.graph.value_info[:]  # shapes that it inferred contradict each other where heads are reshaped
     save(proto, path)
 

@@ -92,7 +92,7 @@ def int8_embeddings(path: Path) -> None:
     graph.save(path)
 
 
-def smooth(path: Path, batches: Iterable[dict[str, Array]], strength: float = 0.5) -> None:
+def smooth(path: Path, batches: Iterable[dict[str, Array]], strength: float = 0.75) -> None:
     """Moves the size of outlying channels from what linear layers read to their weights, which is exact in float
     (SmoothQuant: Xiao et al. 2023, https://arxiv.org/abs/2211.10438, equation 4; ``strength`` is their alpha).
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kd.export import onnx
 from kd.export.source import Source
 from kd.export.target import Target
 
+CARRIED_OPSET = 18
 FILES = ["model.xml", "model.bin"]
 
 
@@ -28,8 +31,14 @@ def write(source: Source, target: Target, directory: Path) -> list[str]:
 
 
 def converted(source: Source) -> Any:
-    """Any batch size and length; inputs and the output have names."""
+    """Any batch size and length; inputs and the output have names. A quantized model comes by its ONNX file."""
     import openvino
+
+    if source.quantized:
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / onnx.FILE
+            onnx.write_float(source, CARRIED_OPSET, path)
+            return openvino.convert_model(path)
 
     example = {name: torch.ones(2, 7, dtype=torch.long) for name in source.inputs}
     shapes = {name: openvino.PartialShape([-1, -1]) for name in source.inputs}
