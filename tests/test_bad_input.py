@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -109,6 +110,11 @@ def unfinished(directory: Path, _: pytest.MonkeyPatch) -> None:
     finished_run(directory)
 
 
+def without_executorch(_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "executorch" else find(name))
+
+
 CASES = [
     Case("a model of no such name", "teacher=bert_large_wmw", {}, code=2),
     Case("a setting of no such name", "trainer.max_epoch=3", {}, code=2),
@@ -157,6 +163,21 @@ CASES = [
     Case("texts that are too long", "experiment=demo data.max_length=8 data.truncation=error", {}),
     Case("heads that do not divide the width", "student=distilbert_tiny student.overrides.num_attention_heads=3", {}),
     Case("a group size that does not divide a layer", "experiment=demo quant=int4 quant.group_size=64", {}),
+    Case("a setting that the named scheme does not take", "experiment=demo quant=int8 quant.group_size=32", {}, code=2),
+    Case("worst layers before there is a student", "experiment=demo quant=int8_qat quant.keep_float=auto", {}, code=2),
+    Case(
+        "layers to keep float that are not there", f"{TINY} 'quant.keep_float=[*.layer.9.*]' hydra.run.dir=run", {},
+        shown=f"{DEMO} 'quant.keep_float=[*.layer.9.*]'",
+    ),
+    Case(
+        "fewer rows than calibration asks for",
+        f"{TINY} quant=int8_static quant.calibration_rows=5000 hydra.run.dir=run", {},
+        shown=f"{DEMO} quant=int8_static quant.calibration_rows=5000",
+    ),
+    Case("a misspelled export", "experiment=demo export=onxn", {}, code=2),
+    Case("an export whose runtime is not installed", "experiment=demo export=executorch", {}, without_executorch),
+    Case("an export of what the run does not make", "experiment=demo export=onnx export.onnx.of=[student-int4]", {}),
+    Case("a gate that lets anything pass", "experiment=demo export=onnx export.onnx.limits.agreement=0.5", {}),
     Case("a model that is not there (HF_HUB_OFFLINE=1)", "teacher=bert_tiny student=bert_tiny", {}),
     Case("a GPU where there is none", "teacher=minilm_l6 student=layers trainer=gpu", {}),
     Case("a disk that is full", f"{TINY} hydra.run.dir=run", {}, full_disk, 1, DEMO),

@@ -142,19 +142,22 @@ class TextDataModule(L.LightningDataModule):
         batches.epoch, batches.done = trainer.current_epoch, progress.ready
         return self.loader("train", batches)
 
+    def enough(self, count: int, key: str) -> None:
+        """Raises UserError if there are fewer training rows to calibrate with than the setting ``key`` says."""
+        there = len(self.splits["train"])
+        if count > there:
+            raise UserError(
+                f"{key}={count}: data={self.data.name} has {there} training rows. Ask for as many or fewer."
+            )
+
     def calibration_batches(self, count: int) -> Iterator[dict[str, Tensor]]:
         """The student's inputs of ``count`` training rows, the same ones every time, each batch of rows of one length.
 
         So none is padded: what stands in the place of padding would set ranges too. Raises UserError if there are
         fewer rows.
         """
-        train = self.splits["train"]
-        if count > len(train):
-            raise UserError(
-                f"quant.calibration_rows={count}: data={self.data.name} has {len(train)} training rows. Ask for as many "
-                "or fewer."
-            )
-        drawn = np.random.default_rng(LIMIT_SEED).permutation(len(train))[:count]
+        self.enough(count, "quant.calibration_rows")
+        drawn = np.random.default_rng(LIMIT_SEED).permutation(len(self.splits["train"]))[:count]
         return self.of_one_length(drawn)
 
     def of_one_length(self, drawn: Numbers) -> Iterator[dict[str, Tensor]]:

@@ -54,7 +54,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     output, cache = Path(cfg.paths.output), Path(cfg.paths.cache).expanduser()
-    settings, schemes = fit_settings(cfg), quantization_settings(cfg)
+    settings, schemes, targets = fit_settings(cfg), quantization_settings(cfg), named_targets(cfg)
     data = build(cfg.data.source)
     task = make_task(cfg.data, data)
     data = task.prepare(data)
@@ -67,6 +67,9 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     claim(output, OmegaConf.to_yaml(cfg, resolve=True), resume=cfg.resume is not None)
 
     rows = student_rows(cfg, data, pair, cache, task)
+    for group, several in (("quant", schemes), ("export", targets)):
+        for one in several:
+            rows.enough(one.calibration_rows or 0, f"{group}.{one.name}.calibration_rows")
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
     device = scoring_device(settings)
@@ -105,7 +108,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
         made = own or trained.get(scheme.name) or after_training(student, scheme, rows)
         entries.append(save_converted(output, scheme, made, pair, cfg, data, task, entries[1].parameters))
         products.quantized[scheme.name] = str(made[1])
-    products.exports = save_exports(output, named_targets(cfg), rows, task, entries)
+    products.exports = save_exports(output, targets, rows, task, entries)
     finished = finish_report(cfg, entries, rows, task, fitted, products, device, knows, pair.made)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")

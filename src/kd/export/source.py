@@ -14,7 +14,6 @@ from kd.architecture import stored_architecture
 from kd.artefact import Artefact, load
 from kd.batches import Draw
 from kd.datamodule import TextDataModule
-from kd.errors import UserError
 
 CALIBRATION_BATCH = 8  # rows of like length: little of what is observed is padding
 ORDER = ("input_ids", "attention_mask", "token_type_ids")
@@ -66,11 +65,8 @@ class Source:
         Raises UserError if there are fewer.
         """
         assert count is not None, "Target asks for it"
+        self.rows.enough(count, "calibration_rows")
         train = self.rows.splits["train"]
-        if count > len(train):
-            raise UserError(
-                f"calibration_rows={count}: there are {len(train)} training rows. Ask for as many or fewer."
-            )
         drawn = np.random.default_rng(0).permutation(len(train))[:count]
         drawn = drawn[np.argsort(train.lengths[drawn], kind="stable")]
         for start in range(0, count, CALIBRATION_BATCH):
