@@ -21,7 +21,9 @@ from kd.tasks import (
 RUN = {
     "onnxruntime": (
         "import onnxruntime",
-        'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
+        "options = onnxruntime.SessionOptions()  # int4 weights with float32 arithmetic, as they were checked\n"
+        'options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")\n'
+        'session = onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])',
         'logits = session.run(["logits"], inputs)[0]',
     ),
     "openvino": (

@@ -34,6 +34,8 @@ class OnnxSession:
 
         onnxruntime.set_default_logger_severity(3)  # errors; it warns of every initializer that it folds
         options = onnxruntime.SessionOptions()
+        # or it would round what int4 layers of a carried grid read to int8, which their model does not
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
