@@ -151,8 +151,8 @@ class TextDataModule(L.LightningDataModule):
         train = self.splits["train"]
         if count > len(train):
             raise UserError(
-                f"quant.calibration_rows={count}: data={self.data.name} has {len(train)} training rows. Ask for as many "
-                "or fewer."
+                f"quant.calibration_rows={count}: data={self.data.name} has {len(train)} training rows. Ask for as "
+                "many or fewer."
             )
         drawn = np.random.default_rng(LIMIT_SEED).permutation(len(train))[:count]
         return self.of_one_length(drawn)
