@@ -52,10 +52,10 @@ def exported(converted: Any, path: Path) -> Any:
     return proto
 
 
-def converted(name: str, family: str = "bert", **changes: Any) -> Any:
+def converted(name: str, family: str = "bert", width: int = 64, **changes: Any) -> Any:
     how = settings(name, **changes)
     batches = one_length() if how.calibration_rows else None
-    return quantization.convert(model(2, 64, model_type=family), how, batches)[0]
+    return quantization.convert(model(2, width, model_type=family), how, batches)[0]
 
 
 def session(path: Path, optimized: Path | None = None) -> Any:
@@ -100,8 +100,8 @@ def test_the_grid_in_the_graph_is_the_artefacts_bit_for_bit(tmp_path: Path) -> N
     inputs_of = {node.output[0]: node for node in graph.node}
     found = []
     for node in graph.node:
-        sides = [inputs_of.get(name) for name in node.input]
-        if node.op_type == "MatMul" and all(side and side.op_type == "DequantizeLinear" for side in sides):
+        sides = [inputs_of[name] for name in node.input if name in inputs_of]
+        if node.op_type == "MatMul" and [side.op_type for side in sides] == 2 * ["DequantizeLinear"]:
             found.append([known[name] for side in sides for name in side.input if name in known])
     layers = [module for module in student.modules() if isinstance(module, StaticLinear)]
     assert len(found) == len(layers) == 13
@@ -120,10 +120,10 @@ def test_onnx_runtime_multiplies_integers_and_the_file_is_small(tmp_path: Path) 
     session(tmp_path / "m.onnx", tmp_path / "optimized.onnx")
     kinds = Counter(node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node)
     assert kinds["MatMulIntegerToFloat"] == 13
-    floats = sum(t.ByteSize() for t in onnx.load(str(tmp_path / "m.onnx")).graph.initializer if t.data_type == 1)
-    assert (
-        floats < 4 * sum(tensor.numel() for tensor in student.state_dict().values() if tensor.is_floating_point()) * 1.5
-    )
+    graph = onnx.load(str(tmp_path / "m.onnx")).graph
+    floats = [tensor.dims for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    kept = sum(tensor.numel() for tensor in student.state_dict().values() if tensor.is_floating_point())
+    assert sum(int(np.prod(dims)) for dims in floats) < kept + 64  # and a few constants: no weight stands there twice
 
 
 def test_openvino_multiplies_integers(tmp_path: Path) -> None:
@@ -151,4 +151,4 @@ def test_int4_takes_four_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["fp8", "nf4", "bf16"])
 def test_what_no_runtime_has_the_grid_of_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="int8_static.*int4_weight_only"):
-        carried.exportable(converted(name))
+        carried.exportable(converted(name, width=128))

@@ -79,8 +79,10 @@ def test_gradients_are_those_of_rounded_operands_and_stop_at_clipping() -> None:
     zero = converted.input_zero_point.float()
     steps = integers(given.detach(), converted.input_scale, zero) - zero
     rounded = (steps * converted.input_scale).requires_grad_()
-    nn.functional.linear(rounded, rounded_weight, fake.bias).square().sum().backward()
-    assert given.grad is not None and rounded.grad is not None and rounded_weight.grad is not None
+    nn.functional.linear(rounded, rounded_weight, fake.bias).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert given.grad is not None
+    assert rounded.grad is not None
+    assert rounded_weight.grad is not None
     inside = (given > -1) & (given < 2)
     assert not inside.all()
     torch.testing.assert_close(given.grad, rounded.grad.where(inside, 0))
@@ -96,7 +98,8 @@ def test_the_range_learns_to_widen_where_clipping_hurts() -> None:
         (fake(given) - wanted).square().mean().backward()
         optimizer.step()
     low, high = fake.input_range().tolist()
-    assert low < -5 and high > 5
+    assert low < -5
+    assert high > 5
 
 
 def test_autocast_changes_nothing_inside_and_switched_off_it_is_the_plain_layer() -> None:
@@ -122,7 +125,8 @@ def test_few_values_far_out_do_not_set_the_range() -> None:
     observer, draw = Observer(), torch.randn(80000, generator=torch.Generator().manual_seed(0))
     observer.see(torch.cat([draw, torch.tensor([40.0])]))
     low, high = observer.bounds().tolist()
-    assert -5 < low < -2 and 2 < high < 20
+    assert -5 < low < -2
+    assert 2 < high < 20
 
 
 def test_a_layer_that_was_not_prepared_is_refused() -> None:

@@ -78,7 +78,7 @@ def error(sample: Tensor, bounds: Tensor) -> Tensor:
 
 
 class InputRange(nn.Module):
-    """``bounds`` (lowest, highest) from calibration, and ``stretch``, learned: each is multiplied by ``exp(GAIN * it)``.
+    """``bounds`` (lowest, highest) from calibration, and ``stretch``, learned: each is times ``exp(GAIN * it)``.
 
     Ranges are learned as in LSQ (Esser et al. 2020), with its factor ``1 / sqrt(255 N)`` on the gradient for N
     features, but as logarithms (Jain et al. 2020): steps are then as large for wide ranges as for narrow ones.
@@ -102,6 +102,7 @@ class InputRange(nn.Module):
     @torch.no_grad()
     def settle(self) -> None:
         """Takes over what was seen and forgets what was learned."""
-        assert self.observer is not None and self.observer.samples, "no batch was seen"
+        assert self.observer is not None
+        assert self.observer.samples, "no batch was seen"
         self.bounds.copy_(self.observer.bounds())
         self.stretch.zero_()

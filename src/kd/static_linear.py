@@ -192,7 +192,7 @@ def fake_layers(model: nn.Module) -> list[FakeStaticLinear]:
 
 @torch.no_grad()
 def sharing(model: Any, names: Iterable[str]) -> list[list[str]]:
-    """The layers, those together that are given the same tensor: query, key and value. The model runs on three tokens."""
+    """The layers, together those that are given the same tensor, as query, key, value. Runs the model on 3 tokens."""
     seen: list[tuple[Tensor, list[str]]] = []  # tensors stay alive, so that none takes the place of another
 
     def note(name: str, tensor: Tensor) -> None:

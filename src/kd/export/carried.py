@@ -80,7 +80,8 @@ def carried_torchao(name: str, module: Any) -> nn.Module:
     integers, scale, zero, bias = weight.qdata, weight.scale.float(), weight.zero_point, module.bias
     if getattr(weight, "target_dtype", torch.int8) == torch.int4:  # type: ignore[attr-defined]
         return CarriedInt4(integers, scale, zero if zero.any() else None, bias, per_token)
-    assert scale.shape[1] == 1 and not zero.any(), f"{name}: int8 weights are symmetric, by row"
+    assert scale.shape[1] == 1, f"{name}: a scale a row"
+    assert not zero.any(), f"{name}: int8 weights are symmetric"
     return (CarriedPerToken if per_token else CarriedInt8)(integers, scale[:, 0], bias)
 
 

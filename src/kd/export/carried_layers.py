@@ -42,7 +42,10 @@ class CarriedInt8(Carried):
 
 
 class CarriedStatic(Carried):
-    """Inputs to uint8 and back, beside int8 weights: runtimes multiply the integers of the two."""
+    """Inputs to uint8 and back, beside int8 weights: runtimes multiply the integers of the two.
+
+    A matrix becomes a batch of rows: of two matrices and a bias ONNX Runtime would make a Gemm of floats.
+    """
 
     input_scale: Tensor
     input_zero_point: Tensor
@@ -53,6 +56,8 @@ class CarriedStatic(Carried):
         self.register_buffer("input_zero_point", layer.input_zero_point.clone())
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 2:
+            return self.forward(input[:, None])[:, 0]
         grid = self.input_scale, self.input_zero_point
         quantized = symbolic("QuantizeLinear", (input, *grid), dtype=torch.uint8, shape=input.shape)
         return self.shifted(dequantized(quantized, *grid) @ dequantized(self.weight, self.scale, axis=1))
@@ -89,6 +94,7 @@ class CarriedInt4(nn.Module):
     int4_weight: Tensor
     int4_zero: Tensor | None
     scale: Tensor
+    bias: Tensor | None
 
     def __init__(
         self, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, rounds_inputs: bool
@@ -129,15 +135,16 @@ class CarriedEmbedding(nn.Module):
         rows = nn.functional.embedding(ids, self.weight)
         if not self.int4:
             return rows.float() * scale
-        grouped = signed(rows)[..., : self.width].unflatten(-1, (self.scale.shape[1], -1))
+        grouped = signed(rows)[..., : self.width].reshape(*scale.shape, -1)
         if self.zero is not None:
             zero = signed(nn.functional.embedding(ids, self.zero))[..., : self.scale.shape[1]]
             grouped = grouped - zero[..., None]
-        return (grouped * scale[..., None]).flatten(-2)
+        rounded: Tensor = (grouped * scale[..., None]).flatten(-2)
+        return rounded
 
 
 def signed(packed: Tensor) -> Tensor:
-    """Bytes ``[..., N]`` to the ``[..., 2 N]`` numbers of -8 to 7 in their halves, as float32: ``two_a_byte`` undone."""
+    """Bytes ``[..., N]`` to the ``[..., 2 N]`` numbers of -8 to 7 in their halves, float32 (``kd.grid.two_a_byte``)."""
     values = packed.float()
     high = (values / 16).floor()
     halves = torch.stack([values - 16 * high, high], dim=-1).flatten(-2)
