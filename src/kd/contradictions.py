@@ -166,8 +166,8 @@ def quantization_contradictions(cfg: DictConfig) -> list[str]:
     found = []
     if cfg.quant.sensitivity and not any("keep_float" in settings for settings in schemes.values()):
         found.append(
-            f"quant.sensitivity=true: quant={cfg.quant.name} quantizes no single layers. Name a scheme that does, such as "
-            "quant=int8."
+            f"quant.sensitivity=true: quant={cfg.quant.name} quantizes no single layers. Name a scheme that does, "
+            "such as quant=int8."
         )
     if len(schemes) > 1 and trained and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
         found.append(
