@@ -117,6 +117,9 @@ def check_groups(overrides: list[Override]) -> None:
                 f"-m {key}=FIRST,SECOND"
             )
         names = value if isinstance(value, list) else [value]
+        twice = [str(name) for i, name in enumerate(names) if name in names[:i]]
+        if twice:
+            raise UserError(f"{override.input_line}: {twice[0]} is named twice.")
         for name in names:
             known = options(key)
             nothing = name is None and (key in ("experiment", "logger", "export") or override.is_delete())

@@ -73,7 +73,7 @@ class Products:
     def said(self, task: Task) -> dict[str, Any]:
         """For report.json."""
         return {
-            "quantization": "; ".join(f"{name}: {done}" for name, done in self.quantized.items()) or "none",
+            "quantization": self.quantized,
             "sensitivity": self.sensitivity,
             "exports": [asdict(one) | {"directory": str(one.directory)} for one in self.exports],
             "failed": self.failed,

@@ -73,9 +73,8 @@ class Exporter:
         return Gate(self.source.artefact.model, self.source.rows, self.task, self.labels)
 
     def name(self, target: Target) -> str:
-        """The directory's: the target's, and the scheme's where a quantized model goes there on its own grid."""
-        scheme = self.source.directory.name.removeprefix("student").strip("-")
-        return f"{target.name}-{scheme}" if self.source.quantized else target.name
+        """The directory's: the target's, and the model's where a quantized one goes there on its own grid."""
+        return f"{target.name}-of-{self.source.directory.name}" if self.source.quantized else target.name
 
     def export(self, target: Target, output: Path) -> Exported:
         """Writes ``output/NAME/``. Raises UserError for a target that is not installed, or not for this artefact."""
