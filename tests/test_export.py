@@ -27,7 +27,7 @@ from kd.errors import UserError
 from kd.export.directory import note_figures, read_about
 from kd.export.exporter import Exported, Exporter
 from kd.export.gate import misses
-from kd.export.session import open_session
+from kd.export.session import open_session, started
 from kd.sources import TextData
 from kd.tasks import Classification, FeatureExtraction, MaskedLM, Task
 
@@ -128,7 +128,7 @@ def test_the_cards_snippet_gives_the_same_label(bert: Exporter, made: Exported) 
 
 def test_a_session_needs_no_torch(made: Exported) -> None:
     code = (
-        "import sys, numpy as np; from pathlib import Path; from kd.export.session import open_session\n"
+        "import sys, numpy as np; from pathlib import Path; from kd.export.session import open_session, started\n"
         f"session = open_session(Path({str(made.directory)!r}), 1)\n"
         "ids = np.full((2, 5), 7); ones = np.ones_like(ids)\n"
         "print(session({'input_ids': ids, 'attention_mask': ones, 'token_type_ids': 0 * ids}).shape, session.runtime)\n"
@@ -157,6 +157,18 @@ def test_int8_is_a_quarter_and_openvino_runs(bert: Exporter, made: Exported, tmp
         else:
             assert found.figures["max_difference"] < 1e-5
             assert run_snippet(found.directory, TEXTS[1]) == bert.source.artefact.predict(TEXTS[1])[0]["label"]
+
+
+@pytest.mark.parametrize("name", ["onnx_int8", "onnx_int8_static", "onnx_int4"])
+def test_embeddings_that_are_the_decoder_too(name: str, text: TextData, tmp_path: Path) -> None:
+    """Whatever the gate says of random weights."""
+    exporter = exporter_of(text, tmp_path, MaskedLM())
+    found = exporter.export(replace(export.stored_target(name), calibration_rows=16), tmp_path / "export")
+    path = next(found.directory.glob("model.onnx*"))
+    onnx.checker.check_model(onnx.load_model_from_string(path.read_bytes()))
+    session = started(found.directory, "onnxruntime", [path.name])
+    assert session(inputs_of(tmp_path / "student", TEXTS)).shape[2] == 512
+    assert found.figures["mean_difference"] < 0.01
 
 
 def test_a_distilbert_takes_no_token_types(text: TextData, tmp_path: Path) -> None:
