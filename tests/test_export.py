@@ -274,9 +274,21 @@ def test_runtimes_that_are_not_installed(bert: Exporter, copied: Path, monkeypat
 
 def test_more_calibration_rows_than_there_are(bert: Exporter, tmp_path: Path) -> None:
     target = export.target("openvino_int8", {"runtime": "openvino", "scheme": "int8_static", "calibration_rows": 65})
-    with pytest.raises(UserError, match="calibration_rows=65: there are 64 training rows"):
+    with pytest.raises(UserError, match="^calibration_rows=65: data=demo has 64 training rows"):
         bert.export(target, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_groups_that_do_not_divide_a_layer(bert: Exporter, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"group_size=64 does not divide 32, the width of .*query. Set it to 16 or 32"):
+        bert.export(replace(export.stored_target("onnx_int4"), group_size=64), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibration_rows_are_not_padded(bert: Exporter) -> None:
+    batches = list(bert.source.calibration(40))
+    assert sum(len(batch["input_ids"]) for batch in batches) == 40
+    assert all(batch["attention_mask"].all() and list(batch) == list(bert.source.inputs) for batch in batches)
 
 
 def test_targets_that_are_wrong() -> None:
@@ -284,7 +296,7 @@ def test_targets_that_are_wrong() -> None:
         export.stored_target("onnx_int9")
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"runtime": "onnxruntime", "opsett": 18}, "export.x.opsett: there is no such key. Did you mean 'opset'"),
-        ({"runtime": "onnxruntime", "opset": 16}, "17 is the oldest"),
+        ({"runtime": "onnxruntime", "opset": 16}, "it is a whole number, 17 to 23"),
         ({"runtime": "onnx"}, "known are onnxruntime"),
         ({"runtime": "openvino", "scheme": "int8"}, "OpenVINO takes float32"),
         ({"runtime": "openvino", "scheme": "int4", "calibration_rows": 9}, "needs group_size"),
