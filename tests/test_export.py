@@ -27,7 +27,7 @@ from kd.errors import UserError
 from kd.export.directory import note_figures, read_about
 from kd.export.exporter import Exported, Exporter
 from kd.export.gate import misses
-from kd.export.session import open_session
+from kd.export.session import open_session, started
 from kd.sources import TextData
 from kd.tasks import Classification, FeatureExtraction, MaskedLM, Task
 
@@ -128,7 +128,7 @@ def test_the_cards_snippet_gives_the_same_label(bert: Exporter, made: Exported) 
 
 def test_a_session_needs_no_torch(made: Exported) -> None:
     code = (
-        "import sys, numpy as np; from pathlib import Path; from kd.export.session import open_session\n"
+        "import sys, numpy as np; from pathlib import Path; from kd.export.session import open_session, started\n"
         f"session = open_session(Path({str(made.directory)!r}), 1)\n"
         "ids = np.full((2, 5), 7); ones = np.ones_like(ids)\n"
         "print(session({'input_ids': ids, 'attention_mask': ones, 'token_type_ids': 0 * ids}).shape, session.runtime)\n"
@@ -157,6 +157,18 @@ def test_int8_is_a_quarter_and_openvino_runs(bert: Exporter, made: Exported, tmp
         else:
             assert found.figures["max_difference"] < 1e-5
             assert run_snippet(found.directory, TEXTS[1]) == bert.source.artefact.predict(TEXTS[1])[0]["label"]
+
+
+@pytest.mark.parametrize("name", ["onnx_int8", "onnx_int8_static", "onnx_int4"])
+def test_embeddings_that_are_the_decoder_too(name: str, text: TextData, tmp_path: Path) -> None:
+    """Whatever the gate says of random weights."""
+    exporter = exporter_of(text, tmp_path, MaskedLM())
+    found = exporter.export(replace(export.stored_target(name), calibration_rows=16), tmp_path / "export")
+    path = next(found.directory.glob("model.onnx*"))
+    onnx.checker.check_model(onnx.load_model_from_string(path.read_bytes()))
+    session = started(found.directory, "onnxruntime", [path.name])
+    assert session(inputs_of(tmp_path / "student", TEXTS)).shape[2] == 512
+    assert found.figures["mean_difference"] < 0.01
 
 
 def test_a_distilbert_takes_no_token_types(text: TextData, tmp_path: Path) -> None:
@@ -262,9 +274,21 @@ def test_runtimes_that_are_not_installed(bert: Exporter, copied: Path, monkeypat
 
 def test_more_calibration_rows_than_there_are(bert: Exporter, tmp_path: Path) -> None:
     target = export.target("openvino_int8", {"runtime": "openvino", "scheme": "int8_static", "calibration_rows": 65})
-    with pytest.raises(UserError, match="calibration_rows=65: data=.* has 64 training rows"):
+    with pytest.raises(UserError, match="^calibration_rows=65: data=demo has 64 training rows"):
         bert.export(target, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_groups_that_do_not_divide_a_layer(bert: Exporter, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"group_size=64 does not divide 32, the width of .*query. Set it to 16 or 32"):
+        bert.export(replace(export.stored_target("onnx_int4"), group_size=64), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibration_rows_are_not_padded(bert: Exporter) -> None:
+    batches = list(bert.source.calibration(40))
+    assert sum(len(batch["input_ids"]) for batch in batches) == 40
+    assert all(batch["attention_mask"].all() and list(batch) == list(bert.source.inputs) for batch in batches)
 
 
 def test_targets_that_are_wrong() -> None:
@@ -272,7 +296,7 @@ def test_targets_that_are_wrong() -> None:
         export.stored_target("onnx_int9")
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"runtime": "onnxruntime", "opsett": 18}, "export.x.opsett: there is no such key. Did you mean 'opset'"),
-        ({"runtime": "onnxruntime", "opset": 16}, "17 is the oldest"),
+        ({"runtime": "onnxruntime", "opset": 16}, "it is a whole number, 17 to 23"),
         ({"runtime": "onnx"}, "known are onnxruntime"),
         ({"runtime": "openvino", "scheme": "int8"}, "OpenVINO takes float32"),
         ({"runtime": "openvino", "scheme": "int4", "calibration_rows": 9}, "needs group_size"),

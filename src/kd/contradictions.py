@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from kd.architecture import architecture, family, from_teacher, positions, student_keep
 from kd.errors import nearest
-from kd.export import missing, named_targets
+from kd.export import Target, missing, named_targets
 from kd.layer_map import kept_layers
 from kd.named_schemes import named_schemes
 
@@ -184,23 +184,33 @@ def quantization_contradictions(cfg: DictConfig) -> list[str]:
 
 
 def export_contradictions(cfg: DictConfig) -> list[str]:
-    """Targets that are not installed here, and artefacts that the run does not make."""
-    made = ["student", *(f"student-{name}" for name in named_schemes(cfg))]
+    """Targets that are not installed here, and artefacts that the run does not make or that they do not take."""
+    made = {"student": None} | {f"student-{name}": node["scheme"] for name, node in named_schemes(cfg).items()}
     found = []
     for target in named_targets(cfg):
         found += [lacks] if (lacks := missing(target)) else []
+        found += group_contradictions(cfg, target) if "student" in target.of else []
         for source in target.of:
             if source not in made:
                 found.append(
                     f"export.{target.name}.of={source}: the run makes no such model.{nearest(source, made)} It makes "
                     f"{', '.join(made)}."
                 )
-            elif source != "student" and target.scheme != "float32":
-                found.append(
-                    f"export.{target.name}.of={source}: it is quantized already, and {target.name} quantizes a float "
-                    "model. Take student, or a target that keeps the numbers it is given: onnx or openvino."
-                )
+            elif (scheme := made[source]) is not None and (refused := target.refusal(scheme)):
+                found.append(f"export.{target.name}.of={source}: {refused}")
     return found
+
+
+def group_contradictions(cfg: DictConfig, target: Target) -> list[str]:
+    """Groups of int4 weights that do not divide a layer of the student."""
+    shape = architecture(cfg, "student")
+    linear = family(shape["model_type"]).linear
+    return [
+        f"export.{target.name}.group_size={target.group_size} does not divide {key}={shape[key]}, the width of the "
+        f"student's {linear[key]}. {target.fix(shape[key] for key in linear)}"
+        for key in linear
+        if target.group_size and shape[key] % target.group_size
+    ]
 
 
 def pooling_contradictions(cfg: DictConfig) -> list[str]:

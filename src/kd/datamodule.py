@@ -150,13 +150,13 @@ class TextDataModule(L.LightningDataModule):
                 f"{key}={count}: data={self.data.name} has {there} training rows. Ask for as many or fewer."
             )
 
-    def calibration_batches(self, count: int) -> Iterator[dict[str, Tensor]]:
+    def calibration_batches(self, count: int, key: str = "quant.calibration_rows") -> Iterator[dict[str, Tensor]]:
         """The student's inputs of ``count`` training rows, the same ones every time, each batch of rows of one length.
 
         So none is padded: what stands in the place of padding would set ranges too. Raises UserError if there are
         fewer rows.
         """
-        self.enough(count, "quant.calibration_rows")
+        self.enough(count, key)
         drawn = np.random.default_rng(LIMIT_SEED).permutation(len(self.splits["train"]))[:count]
         return self.of_one_length(drawn)
 

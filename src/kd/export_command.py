@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd.architecture import container
 from kd.errors import UserError, nearest
 from kd.export import Target, missing, stored_target, target
 from kd.export.directory import is_export
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from kd.export.exporter import Exported
     from kd.tasks import Task
 
+KEYS = [each.name for each in fields(Target) if each.name not in ("name", "of")]  # what --set sets
+LIMITS = ("limits", "carried_limits")
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("export", help="a model of a run for ONNX Runtime, OpenVINO ..., checked on its rows")
@@ -27,7 +31,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="where the directories NAME/ go (default: RUN/export)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="[NAME.]KEY=VALUE",
-        help="another value than the target's file has, such as calibration_rows=512 or onnx_int4.group_size=64",
+        help="another value than the target's file has, such as calibration_rows=512, limits.agreement=0.995 or "
+        "onnx_int4.group_size=64",
     )  # fmt: skip
 
 
@@ -35,21 +40,42 @@ def chosen(names: str, settings: list[str]) -> list[Target]:
     """The targets, with what ``--set`` changes: in the target that is named, else in all that have the key."""
     targets = {name: stored_target(name) for name in names.split(",")}
     for line in settings:
-        place, equals, text = line.partition("=")
-        name, dot, key = place.rpartition(".")
-        known = [each.name for each in fields(Target) if each.name != "name"]
-        if not equals or key not in known or (dot and name not in targets):
-            wrong = f".{nearest(key, known)}" if key not in known else f": --to has {', '.join(targets)}."
-            raise UserError(f"--set {line}: give [NAME.]KEY=VALUE with a key of {', '.join(known)}{wrong}")
-        import yaml
-
-        takers = [name] if dot else [name for name, one in targets.items() if getattr(one, key) is not None]
+        name, key, value = parsed(line, list(targets))
+        takers = [name] if name else [name for name, one in targets.items() if getattr(one, key) is not None]
         if not takers:
             raise UserError(f"--set {line}: none of {', '.join(targets)} takes {key}.")
         for name in takers:
-            stored = {each: getattr(targets[name], each) for each in known}
-            targets[name] = target(name, stored | {key: yaml.safe_load(text)})
+            stored = {each: getattr(targets[name], each) for each in (*KEYS, "of")}
+            merged = key in LIMITS and isinstance(value, dict) and stored[key] is not None
+            targets[name] = target(name, stored | {key: asdict(stored[key]) | value if merged else value})
     return list(targets.values())
+
+
+def parsed(line: str, targets: list[str]) -> tuple[str, str, Any]:
+    """Of ``[NAME.]KEY=VALUE`` the target or "", the key and the value; ``limits.agreement`` is one limit of several.
+
+    Raises UserError for a target that ``--to`` does not name, and a key that there is not.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    place, equals, text = line.partition("=")
+    name, dot, rest = place.partition(".")
+    if name not in targets and (name in KEYS or not dot):
+        name, rest = "", place
+    key, inner, limit = rest.partition(".")
+    if key == "of":
+        raise UserError(f"--set {line}: the model that kd export takes is --model.")
+    if not equals or key not in KEYS or name not in ("", *targets) or (inner and key not in LIMITS):
+        there = name in ("", *targets)
+        wrong = f".{nearest(key, KEYS)}" if there else f": --to has {', '.join(targets)}.{nearest(name, KEYS)}"
+        raise UserError(f"--set {line}: give [NAME.]KEY=VALUE with a key of {', '.join(KEYS)}{wrong}")
+    try:
+        value = container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"--set {line}: {text} is no value as in a YAML file.") from error
+    return name, key, {limit: value} if inner else value
 
 
 def config_of(path: Path) -> Any:

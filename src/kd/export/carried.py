@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from kd.errors import UserError
 from kd.export.carried_layers import CarriedEmbedding, CarriedInt4, CarriedInt8, CarriedPerToken, CarriedStatic
+from kd.export.target import CARRIED_SCHEMES
 from kd.quantized_embedding import QuantizedEmbedding
 from kd.static_linear import StaticLinear
 from kd.torchao_linears import replace
 
 INT4 = "int4_"  # initializers of this name hold int4 numbers, a byte each until ``pack``
-CAN = "int8_static, int8_dynamic, int8_dynamic_trained, int8_weight_only, int4_weight_only, int8_dynamic_int4_weight"
+CAN = ", ".join(CARRIED_SCHEMES)
 
 
 def exportable(model: Any) -> Any:

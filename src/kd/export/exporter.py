@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
@@ -86,11 +86,24 @@ class Exporter:
                 f"{self.source.directory} is quantized already, and export={target.name} would quantize it again: "
                 "export the float student there, or this one, on its own grid, to onnx or openvino."
             )
+        if target.group_size is not None:
+            self.check_groups(target, target.group_size)
         name = self.name(target)
         with new_directory(output / name) as unfinished:
             files = importlib.import_module(WRITERS[target.runtime]).write(self.source, target, unfinished)
             found = self.finish(name, target, files, unfinished)
         return Exported(name, output / name, *found)
+
+    def check_groups(self, target: Target, group: int) -> None:
+        """Raises UserError for a linear layer that the target's groups do not divide."""
+        named = self.source.artefact.model.named_modules()
+        widths = {name: layer.in_features for name, layer in named if isinstance(layer, nn.Linear)}
+        for name, width in widths.items():
+            if width % group:
+                raise UserError(
+                    f"export.{target.name}.group_size={group} does not divide {width}, the width of the student's "
+                    f"{name}. {target.fix(widths.values())}"
+                )
 
     def finish(
         self, name: str, target: Target, files: list[str], directory: Path
@@ -98,7 +111,7 @@ class Exporter:
         """What goes with the model, and the gate."""
         session = started(directory, target.runtime, files, torch.get_num_threads())
         figures, decision = self.gate.figures(SessionModel(session, self.source.artefact.model.config))
-        reasons = misses(figures, target.carried_limits if self.source.quantized else target.limits)
+        reasons = misses(figures, target.gate_limits(self.source.quantized))
         self.add_rest(directory, decision)
         size = sum((directory / file).stat().st_size for file in files)
         weights = self.source.directory / "model.safetensors"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd.batches import Draw
 from kd.datamodule import TextDataModule
-from kd.export.target import Limits
+from kd.export.limits import Limits
 from kd.tasks import Decision, Task
 from kd.units import logits_at
 

@@ -21,6 +21,7 @@ LARGEST = 2**31 - 1  # bytes of one protobuf message
 def write(source: Source, target: Target, directory: Path) -> list[str]:
     """Writes the model's file. Returns the names of the files that the runtime reads."""
     path = directory / FILE
+    assert target.opset is not None
     write_float(source, target.opset, path)
     if target.scheme != "float32":
         from kd.export import onnx_quantized

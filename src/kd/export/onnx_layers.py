@@ -46,7 +46,9 @@ class Graph:
         return name
 
     def drop(self, name: str) -> None:
-        self.proto.graph.initializer.remove(self.tensors.pop(name))
+        """A constant, unless a node reads it still: a masked language model's embeddings are its decoder."""
+        if not any(name in node.input for node in self.nodes):
+            self.proto.graph.initializer.remove(self.tensors.pop(name))
 
     def instead(self, node: Any, *nodes: Any) -> None:
         """Puts ``nodes`` where ``node`` stood."""
@@ -80,7 +82,6 @@ def int8_embeddings(path: Path) -> None:
         scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-12) / LARGEST_INT8
         codes = graph.add(f"{name}.codes", np.rint(weight / scale).astype(np.int8))
         scales = graph.add(f"{name}.scales", scale.astype(np.float32))
-        graph.drop(name)
         made = node.output[0]
         graph.instead(
             node,
@@ -89,6 +90,7 @@ def int8_embeddings(path: Path) -> None:
             helper.make_node("Cast", [f"{made}.codes"], [f"{made}.cast"], to=onnx.TensorProto.FLOAT),
             helper.make_node("Mul", [f"{made}.cast", f"{made}.scales"], [made]),
         )
+        graph.drop(name)
     graph.save(path)
 
 
@@ -110,10 +112,10 @@ def smooth(path: Path, batches: Iterable[dict[str, Array]], strength: float = 0.
         factor = factor.astype(np.float32)
         scaled = f"{name}.smooth"
         for i, node in enumerate(nodes):
-            other = f"{node.input[1]}.smooth"
-            graph.add(other, (graph.value(node.input[1]) * factor[:, None]).astype(np.float32))
-            graph.drop(node.input[1])
+            plain, other = node.input[1], f"{node.input[1]}.smooth"
+            graph.add(other, (graph.value(plain) * factor[:, None]).astype(np.float32))
             node.input[0], node.input[1] = scaled, other
+            graph.drop(plain)
             if i == 0:
                 kept = onnx.NodeProto.FromString(node.SerializeToString())
                 inverse = graph.add(f"{name}.inverse", 1 / factor)

@@ -90,12 +90,12 @@ def packed(graph: Graph, node: onnx.NodeProto, codes: Any, scales: Any) -> None:
     name = node.input[1]
     weight = graph.add(f"{name}.codes", halves[:, :, 0::2] | (halves[:, :, 1::2] << 4))
     scale = graph.add(f"{name}.scales", scales)
-    graph.drop(name)
     made = helper.make_node(
         "MatMulNBits", [node.input[0], weight, scale], list(node.output), f"{node.name}.int4", domain=CONTRIBUTED,
         K=width, N=out, bits=4, block_size=width // blocks, accuracy_level=INT8,
     )  # fmt: skip
     graph.instead(node, made)
+    graph.drop(name)
 
 
 SCHEMES = {"int8_dynamic": int8_dynamic, "int8_static": int8_static, "int4": int4}

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from kd.architecture import stored_architecture
 from kd.artefact import Artefact, load
-from kd.batches import Draw
 from kd.datamodule import TextDataModule
 
-CALIBRATION_BATCH = 8  # rows of like length: little of what is observed is padding
 ORDER = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -60,15 +58,10 @@ class Source:
         return Logits(self.artefact.model).eval()
 
     def calibration(self, count: int | None) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        """``count`` training rows, drawn once and for all, in batches of like length.
+        """``count`` training rows, drawn once and for all, in batches of one length: no padding sets ranges.
 
         Raises UserError if there are fewer.
         """
         assert count is not None, "Target asks for it"
-        self.rows.enough(count, "calibration_rows")
-        train = self.rows.splits["train"]
-        drawn = np.random.default_rng(0).permutation(len(train))[:count]
-        drawn = drawn[np.argsort(train.lengths[drawn], kind="stable")]
-        for start in range(0, count, CALIBRATION_BATCH):
-            batch = train[Draw(drawn[start : start + CALIBRATION_BATCH].tolist(), {})]["student"]
+        for batch in self.rows.calibration_batches(count, "calibration_rows"):
             yield {name: batch[name].numpy() for name in self.inputs}

@@ -5,19 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError, nearest
+from kd.export.limits import CARRIED, Limits, is_whole, limits, said
+
+CARRIED_SCHEMES = (  # of conf/quant: those whose grid ONNX has
+    "int8_static", "int8_dynamic", "int8_dynamic_trained", "int8_weight_only", "int4_weight_only",
+    "int8_dynamic_int4_weight",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Runtime:
     """What a runtime is called, the module that runs its files, those that it takes to write them, and the extra.
 
-    ``compiles``: writing takes a C++ compiler too.
+    Args:
+        schemes: what may happen to a float model's weights on the way.
+        carried: schemes of quantized models that go there on their own grid; None for all.
+        groups: how many int4 weights may have one scale.
+        compiles: writing takes a C++ compiler too.
     """
 
     title: str
@@ -25,6 +35,8 @@ class Runtime:
     modules: tuple[str, ...]
     extra: str
     schemes: tuple[str, ...]
+    carried: tuple[str, ...] | None = ()
+    groups: tuple[int, ...] = ()
     compiles: bool = False
 
 
@@ -35,33 +47,24 @@ RUNTIMES = {
         ("onnx", "onnxscript", "onnxruntime"),
         "onnx",
         ("float32", "int8_dynamic", "int8_static", "int4"),
+        CARRIED_SCHEMES,
+        (16, 32, 64, 128, 256),
     ),
-    "openvino": Runtime("OpenVINO", "openvino", ("openvino", "nncf"), "openvino", ("float32", "int8_static", "int4")),
-    "aoti": Runtime("AOTInductor", "torch", ("torch",), "", ("float32",), compiles=True),
+    "openvino": Runtime(
+        "OpenVINO",
+        "openvino",
+        ("openvino", "nncf"),
+        "openvino",
+        ("float32", "int8_static", "int4"),
+        CARRIED_SCHEMES,
+        (32, 64, 128),
+    ),
+    "aoti": Runtime("AOTInductor", "torch", ("torch",), "", ("float32",), None, compiles=True),
     "executorch": Runtime("ExecuTorch", "executorch", ("executorch",), "executorch", ("float32",)),
 }
 CALIBRATED = ("int8_dynamic", "int8_static", "int4")
 GROUPED = ("int4",)
-LOOSEST = {"agreement": 0.99, "score": 0.5}  # an export that is further from its model than this is another model
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an export must reach against the model it was made from, on validation rows; null: not asked.
-
-    Args:
-        mean_difference: of logits, absolute, at most.
-        agreement: share of equal answers, at least.
-        score: points (of the task's own score, times 100) that it may differ by, up or down; of a score where lower is
-            better, percent.
-    """
-
-    mean_difference: float | None = None
-    agreement: float = LOOSEST["agreement"]
-    score: float = LOOSEST["score"]
-
-
-CARRIED = Limits(mean_difference=2e-3, agreement=0.995, score=0.2)
+OPSETS = range(17, 24)  # 17: the first with LayerNormalization; 23: the newest that torch and ONNX Runtime agree on
 
 
 @dataclass(frozen=True)
@@ -77,62 +80,101 @@ class Target:
         calibration_rows: training rows, to see what layers read; for all schemes but float32.
         group_size: weights with one scale, for int4.
         limits: of the gate.
-        carried_limits: of the gate where a quantized model was exported on its own grid.
+        carried_limits: of the gate where a quantized model was exported on its own grid; CARRIED if None.
+
+    Raises UserError for a value that is none, and for a key that this runtime or scheme does not read.
     """
 
     name: str
     runtime: str
     scheme: str = "float32"
     of: Sequence[str] = ("student",)
-    opset: int = 18
+    opset: int | None = None
     calibration_rows: int | None = None
     group_size: int | None = None
     limits: Limits = field(default_factory=Limits)
-    carried_limits: Limits = CARRIED
+    carried_limits: Limits | None = None
 
     def __post_init__(self) -> None:
-        for key in ("limits", "carried_limits"):
-            found = getattr(self, key)
-            if not isinstance(found, Limits):
-                object.__setattr__(self, key, limits(f"export.{self.name}.{key}", found or {}))
         where = f"export.{self.name}"
-        if self.runtime not in RUNTIMES:
+        if not isinstance(self.runtime, str) or self.runtime not in RUNTIMES:
             raise UserError(f"{where}.runtime={self.runtime}: known are {', '.join(RUNTIMES)}.")
         if self.scheme not in RUNTIMES[self.runtime].schemes:
             raise UserError(
-                f"{where}.scheme={self.scheme}: {RUNTIMES[self.runtime].title} takes "
-                f"{', '.join(RUNTIMES[self.runtime].schemes)}."
+                f"{where}.scheme={self.scheme}: {self.title} takes {', '.join(RUNTIMES[self.runtime].schemes)}."
             )
-        if self.opset < 17:
-            raise UserError(f"{where}.opset={self.opset}: 17 is the oldest, the first with LayerNormalization.")
-        for key, schemes in (("calibration_rows", CALIBRATED), ("group_size", GROUPED)):
-            if (getattr(self, key) is not None) != (self.scheme in schemes):
-                wants = "needs" if self.scheme in schemes else "takes no"
-                raise UserError(f"{where}.scheme={self.scheme} {wants} {key}.")
+        object.__setattr__(self, "of", (self.of,) if isinstance(self.of, str) else self.of)
+        if not (isinstance(self.of, list | tuple) and self.of and all(isinstance(one, str) for one in self.of)):
+            raise UserError(f"{where}.of={said(self.of)}: give the run's artefacts to export, such as [student].")
+        self.check_numbers(where)
+        for key in ("limits", "carried_limits"):
+            found = getattr(self, key)
+            if not isinstance(found, Limits | None) or (found is None and key == "limits"):
+                object.__setattr__(self, key, limits(f"{where}.{key}", found))
+        if self.carried_limits is not None and not self.carries:
+            raise UserError(f"{where} takes no carried_limits: no quantized model goes there.")
+        if self.carries and self.carried_limits is None:
+            object.__setattr__(self, "carried_limits", CARRIED)
+
+    def check_numbers(self, where: str) -> None:
+        """Each is there where the target reads it and nowhere else, and is one that the runtime takes."""
+        for key, read, by in (
+            ("opset", self.runtime == "onnxruntime", f"runtime={self.runtime}"),
+            ("calibration_rows", self.scheme in CALIBRATED, f"scheme={self.scheme}"),
+            ("group_size", self.scheme in GROUPED, f"scheme={self.scheme}"),
+        ):
+            if (getattr(self, key) is not None) != read:
+                raise UserError(f"{where}.{by} {'needs' if read else 'takes no'} {key}.")
+        if self.opset is not None and not (is_whole(self.opset) and self.opset in OPSETS):
+            raise UserError(f"{where}.opset={self.opset}: it is a whole number, {OPSETS[0]} to {OPSETS[-1]}.")
+        if self.calibration_rows is not None and not (is_whole(self.calibration_rows) and self.calibration_rows > 0):
+            raise UserError(f"{where}.calibration_rows={self.calibration_rows}: it is a whole number, at least 1.")
+        groups = RUNTIMES[self.runtime].groups
+        if self.group_size is not None and not (is_whole(self.group_size) and self.group_size in groups):
+            raise UserError(f"{where}.group_size={self.group_size}: {self.title} takes {', '.join(map(str, groups))}.")
+
+    @property
+    def carries(self) -> bool:
+        """Whether any quantized model goes there, on its own grid."""
+        return self.scheme == "float32" and RUNTIMES[self.runtime].carried != ()
+
+    def gate_limits(self, quantized: bool) -> Limits:
+        """Of a float model, or of a quantized one."""
+        found = self.carried_limits if quantized else self.limits
+        assert found is not None, "no quantized model goes there"
+        return found
+
+    def refusal(self, scheme: str) -> str | None:
+        """Why a model quantized by this scheme of conf/quant does not go there, and what does; None if it goes."""
+        if self.scheme != "float32":
+            return (
+                f"it is quantized already, and {self.name} quantizes a float model. Take student, or a target that "
+                "keeps the numbers it is given: onnx or openvino."
+            )
+        carried = RUNTIMES[self.runtime].carried
+        if carried is None or scheme in carried:
+            return None
+        can = f"models quantized by {', '.join(carried)}" if carried else "no quantized model"
+        return f"{self.title} cannot compute with {scheme}: it takes float models and {can}. Take student."
+
+    def fix(self, widths: Iterable[int]) -> str:
+        """What to do where ``group_size`` does not divide all of a model's ``widths``, in words."""
+        widths = set(widths)
+        fitting = [group for group in RUNTIMES[self.runtime].groups if all(width % group == 0 for width in widths)]
+        if not fitting:
+            return f"No group that {self.title} takes divides all of its widths: export it to int8."
+        return f"Set it to {' or '.join(map(str, fitting))}."
 
     @property
     def title(self) -> str:
         return RUNTIMES[self.runtime].title
 
 
-def limits(where: str, stored: dict[str, Any]) -> Limits:
-    """Raises UserError for a key that there is not and for limits so loose that they would pass another model."""
-    known = [each.name for each in fields(Limits)]
-    for key in stored:
-        if key not in known:
-            raise UserError(f"{where}.{key}: there is no such limit.{nearest(key, known)} Known: {', '.join(known)}.")
-    found = Limits(**stored)
-    if found.agreement < LOOSEST["agreement"] or found.score > LOOSEST["score"]:
-        raise UserError(
-            f"{where}: agreement={found.agreement:g} and score={found.score:g} are looser than the loosest, "
-            f"{LOOSEST['agreement']:g} and {LOOSEST['score']:g}."
-        )
-    return found
-
-
-def target(name: str, stored: dict[str, Any]) -> Target:
+def target(name: str, stored: Any) -> Target:
     """The target of a file's content. Raises UserError for a key that there is not."""
     known = [each.name for each in fields(Target) if each.name != "name"]
+    if not isinstance(stored, dict) or "runtime" not in stored:
+        raise UserError(f"export.{name} needs a runtime: one of {', '.join(RUNTIMES)}.")
     for key in stored:
         if key not in known:
             raise UserError(
@@ -157,9 +199,9 @@ def stored_target(name: str) -> Target:
     """The target of that name, as its file says. Raises UserError with the nearest name if there is none."""
     if name not in names():
         raise UserError(f"There is no export target {name!r}.{nearest(name, names())} Known: {', '.join(names())}.")
-    import yaml
+    from omegaconf import OmegaConf
 
-    return target(name, yaml.safe_load((directory() / f"{name}.yaml").read_text(encoding="utf-8")))
+    return target(name, OmegaConf.to_container(OmegaConf.load(directory() / f"{name}.yaml")))
 
 
 def directory() -> Path:
