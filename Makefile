@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python 3.11: make demo, make test.
 PYTHON ?= python3.11
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # two processes with a thread each: torch's threads would be in their way
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=15 --durations-min=15  # two processes with a thread each: torch's threads would be in their way
 
 .PHONY: demo test quick slow check format clean
 

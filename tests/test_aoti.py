@@ -95,7 +95,7 @@ def test_a_library_of_another_processor_or_torch_is_not_loaded(
 @pytest.mark.slow
 def test_torchao_kernels_are_compiled_too(text: TextData, tmp_path: Path) -> None:
     place = exported(text, tmp_path, "int8")
-    assert place.name == "aoti-int8"
+    assert place.name == "aoti-of-student-int8"
     about = read_about(place)
     assert about["figures"]["agreement"] >= 0.995
 

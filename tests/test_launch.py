@@ -60,6 +60,8 @@ SLIPS = [
     ("~method", "name one method"),
     ("quant=[int8,int4_qta]", "Did you mean 'int4_qat'?"),
     ("quant=int8 quant.group_size=64", "quant=int8 takes no group_size"),
+    ("quant=[int8,int8]", "int8 is named twice"),
+    ("quant=[int4,int4_qat] quant.group_size=64 quant.int4.group_size=128", "give each scheme its own"),
     ("quant.head=true", "quant=none quantizes nothing"),
     ("quant=int4 quant.group_size=big", "a whole number, its default is 32"),
     ("data.max_length=1", "take 3 tokens"),

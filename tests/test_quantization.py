@@ -242,6 +242,7 @@ def test_the_head_of_a_file_says_where_it_runs(name: str) -> None:
     said = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in head[2:]}
     assert list(said) == ["Runs on", "Needs", "Costs"]
     assert all(said.values())
+    assert "TODO" not in "".join(head)
     devices = SCHEMES[settings(name).scheme].devices
     assert said["Runs on"].split(" (")[0].strip(".") == ", ".join(device.upper() for device in devices)
 

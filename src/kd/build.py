@@ -109,6 +109,12 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     )  # fmt: skip
 
 
+def trained_on(cfg: DictConfig) -> str:
+    """The device as torch calls it."""
+    accelerator = trainer_settings(cfg)["accelerator"]
+    return accelerator if accelerator in ("cpu", "mps") else "cuda"
+
+
 def quantization_settings(cfg: DictConfig) -> list[Settings]:
     """Of every scheme that is named; what keep_float=auto finds is not known yet."""
     found = []
@@ -119,8 +125,10 @@ def quantization_settings(cfg: DictConfig) -> list[Settings]:
             found.append(Settings(name=name, **settings))
         except TypeError as error:
             raise UserError(f"quant={name}: {error}.") from error
-        if says := refusal(found[-1], "cpu"):  # where students are converted and measured
-            raise UserError(says)
+        for device in ("cpu", *([trained_on(cfg)] if found[-1].qat else ())):  # the first: where they are converted
+            capability = torch.cuda.get_device_capability() if device == "cuda" else None
+            if says := refusal(found[-1], device, capability):
+                raise UserError(says)
     return found
 
 

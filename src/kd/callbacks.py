@@ -158,6 +158,7 @@ class QuantizationCallback(Callback):
     def calibrate(self, module: DistillationModule) -> None:
         """Ranges of activations as they are now, if the scheme has such."""
         if self.settings.calibration_rows:
+            quantization.switch(module.student, True)
             batches = self.rows.calibration_batches(self.settings.calibration_rows)
             quantization.calibrate(module.student, self.settings, batches)
 

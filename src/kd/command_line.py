@@ -117,6 +117,9 @@ def check_groups(overrides: list[Override]) -> None:
                 f"-m {key}=FIRST,SECOND"
             )
         names = value if isinstance(value, list) else [value]
+        twice = [str(name) for i, name in enumerate(names) if name in names[:i]]
+        if twice:
+            raise UserError(f"{override.input_line}: {twice[0]} is named twice.")
         for name in names:
             known = options(key)
             nothing = name is None and (key in ("experiment", "logger", "export") or override.is_delete())
@@ -132,8 +135,12 @@ def check_keys(overrides: list[Override], groups: list[str]) -> None:
     base = plain(compose(groups))
     known = {name: (value, opened) for name, value, opened in flat(base)}
     top = [name for name in known if "." not in name]
+    named = {override.key_or_group for override in overrides}
     for override in overrides:
         key = override.key_or_group
+        for other in named if re.fullmatch(r"quant\.\w+", key) else ():
+            if re.fullmatch(rf"quant\.\w+\.{key[6:]}", other):
+                raise UserError(f"{key} is for every scheme, and {other} for one: give each scheme its own.")
         parent = known.get(key.rpartition(".")[0], (None, False))[0]
         opened = isinstance(parent, dict) and "_target_" in parent and override.is_add()
         opened = opened or bool(OPEN.match(key))  # kd.overrides and kd.schedules look at those

@@ -16,7 +16,7 @@ from kd.resume import HARMLESS, leaves
 
 NAMES = ("data", "teacher", "student", "method", "quant")
 # What does not determine the scores of a run that finished.
-NO_RESULT = (*HARMLESS, "teacher.gate", "trainer.log_every_n_steps", "method.diagnose")
+NO_RESULT = (*HARMLESS, "teacher.gate", "trainer.log_every_n_steps", "method.diagnose", "quant.sensitivity")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kd.command_line import conf_dir
+from kd.command_line import SEVERAL, conf_dir
 from kd.found import NAMES, Run
 from kd.resume import leaves
 
@@ -76,12 +76,25 @@ def labelled(settings: dict[str, Any], keys: Sequence[str]) -> dict[str, str]:
 
 def comes_with_a_name(settings: dict[str, Any], key: str) -> bool:
     """Whether a setting is what its name says already: ``method.soft.temperature`` as conf/method/logit.yaml has it."""
-    section = key.partition(".")[0]
-    if section not in NAMES or key == f"{section}.name":
+    section, _, rest = key.partition(".")
+    if section not in (*NAMES, "export") or key == f"{section}.name":
         return False
+    if section in SEVERAL and "." in rest:
+        block = rest.partition(".")[0]
+        if not any(other.startswith(f"{section}.{block}.") for other in settings):
+            return True  # this run names no such block
+        return bool(settings.get(key) == defaults_of_block(section, block).get(key))
     default = defaults(section, settings[f"{section}.name"]).get(key)
     default = NONE if default is None else default  # as settings have it
     return settings.get(key, NONE) == default or str(default).startswith("${")
+
+
+@functools.cache
+def defaults_of_block(section: str, name: str) -> dict[str, Any]:
+    """What a file has of which several can be named."""
+    file = conf_dir() / section / f"{name}.yaml"
+    plain = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None
+    return dict(leaves(plain, f"{section}.{name}.")) if isinstance(plain, dict) else {}
 
 
 @functools.cache

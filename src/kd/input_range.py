@@ -41,17 +41,19 @@ class ScaledGradient(torch.autograd.Function):
 
 
 class Observer:
-    """Extremes of all values it saw and a sample of them, evenly spaced within each batch."""
+    """Extremes of all values it saw and a random sample of each batch: at even steps it would be of few channels."""
 
     def __init__(self) -> None:
         self.lowest = self.highest = 0.0  # zero is always within
         self.samples: list[Tensor] = []
+        self.generator = torch.Generator().manual_seed(0)
 
     def see(self, values: Tensor) -> None:
         flat = values.detach().flatten().float()
         low, high = torch.aminmax(flat)
         self.lowest, self.highest = min(self.lowest, low.item()), max(self.highest, high.item())
-        self.samples.append(flat[:: max(1, len(flat) // SAMPLE)].cpu())
+        places = torch.randint(len(flat), (min(SAMPLE, len(flat)),), generator=self.generator)
+        self.samples.append(flat[places.to(flat.device)].cpu())
 
     def bounds(self) -> Tensor:
         """Those with the smallest mean squared error among shares of the extremes; one side after the other, twice.

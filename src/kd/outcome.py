@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 import kd
 from kd import artefact, heads, models, report
 from kd.datamodule import TextDataModule
+from kd.errors import UserError
 from kd.export import Target
 from kd.export.directory import is_export, note_figures
 from kd.export.exporter import Exported, Exporter
@@ -62,11 +63,32 @@ class Products:
     quantized: dict[str, str] = field(default_factory=dict)
     sensitivity: dict[str, str] = field(default_factory=dict)
     exports: list[Exported] = field(default_factory=list)
+    unmeasured: str = ""  # why there are no times
 
     @property
     def failed(self) -> dict[str, str]:
         """Why, by name."""
         return {one.name: "; ".join(one.reasons) for one in self.exports if not one.passed}
+
+    def said(self, task: Task) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            "quantization": self.quantized,
+            "sensitivity": self.sensitivity,
+            "exports": [asdict(one) | {"directory": str(one.directory)} for one in self.exports],
+            "failed": self.failed,
+            "gate": gate_table(self.exports, task) if self.exports else "",
+        }
+
+    def check(self, output: Path) -> None:
+        """Raises UserError for what a finished run lacks: the exit code tells, too."""
+        if self.failed:
+            raise UserError(
+                f"The run is complete, but exports missed their gate: {', '.join(self.failed)}. Their files are "
+                f"kept with the suffix .failed in {output / 'export'}; report.md says what was missed."
+            )
+        if self.unmeasured:
+            raise UserError(f"The run is complete, but speed and memory were not measured. {self.unmeasured}")
 
 
 def save_exports(
@@ -99,56 +121,76 @@ def finish_report(
     cfg: DictConfig, entries: list[report.Entry], rows: TextDataModule, task: Task, fitted: Fitted,
     products: Products, device: torch.device, teacher_beats_chance: bool, made: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
+    """Scores and measures all there is, writes cards and report, and prints the table."""
     report.score(entries, rows, task, device)
-    measured = (
-        report.measure(entries, rows, task, cfg.report.measure_seconds * len(entries)) if cfg.report.measure else None
-    )
+    measured = None
+    if cfg.report.measure:
+        try:
+            measured = report.measure(entries, rows, task, cfg.report.measure_seconds * len(entries))
+        except UserError as error:  # of a process that ended: the scores are there all the same
+            products.unmeasured = str(error)
     for entry in entries:
         entry.figures |= {"parameters": entry.parameters, "weights_bytes": entry.weights_bytes}
-    threads, more = torch.get_num_threads(), task.about({entry.name: entry.figures for entry in entries})
+    more = task.about({entry.name: entry.figures for entry in entries})
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     score = entries[1].figures["validation"][task.select]
+    labels = report.reference(entries, rows, "validation", task)
+    above = task.beats_chance(score, entries[1].logits["validation"], labels, entries[1].decision)
     finished = {
         "title": f"{cfg.teacher.name} to {cfg.student.name} by {cfg.method.name}, {cfg.quant.name}, on {cfg.data.name}",
         "select": task.select,
         "higher_is_better": task.higher_is_better,
         "measured": measured,
         "teacher_beats_chance": teacher_beats_chance,
-        "student_beats_chance": task.beats_chance(
-            score,
-            entries[1].logits["validation"],
-            report.reference(entries, rows, "validation", task),
-            entries[1].decision,
-        ),
+        "student_beats_chance": above,
         "rows": {name: len(split) for name, split in rows.splits.items()},
         "models": {entry.name: entry.figures for entry in entries},
-        "stock": [entry.name for entry in entries[2:] if entry.directory and in_stock_format(entry.directory)],
+        **loading(entries, rows, task, made),
+        **products.said(task),
+        "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
+        "weights": f"{SHARES}\n\n" if cfg.method.balance is not None else "",
+        "about": circumstances(cfg, rows, fitted, memory) | made | more,
+        "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
+    }
+    leave(finished, entries, fitted, Path(cfg.paths.output))
+    print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")
+    if products.exports:
+        print(f"\n{finished['gate']}\n")
+    for what, figures in more.items():
+        print(f"{what}: {figures}")
+    print(f"Peak memory {memory / 1e9:.2f} GB. Everything is in {cfg.paths.output}")
+    return finished
+
+
+def loading(
+    entries: list[report.Entry], rows: TextDataModule, task: Task, made: dict[str, str]
+) -> dict[str, Any]:  # fmt: skip
+    """What the cards say of opening an artefact and reading its answers."""
+    stock = [entry.name for entry in entries[2:] if entry.directory and in_stock_format(entry.directory)]
+    return {
+        "stock": stock,
         "answer": "model.config.id2label[int(logits[0].argmax())]" if type(task) is Classification else "logits",
         "head": heads.described(entries[1].model, task),
         "note": "".join(f"{note}\n\n" for note in (task.note(entries[1].decision), *notes(made)) if note),
         "example": task.example(rows.tokenizers["student"], len(rows.data.text_columns) == 2),
-        "quantization": "; ".join(f"{name}: {done}" for name, done in products.quantized.items()) or "none",
-        "sensitivity": products.sensitivity,
-        "exports": [asdict(one) | {"directory": str(one.directory)} for one in products.exports],
-        "failed": products.failed,
-        "gate": gate_table(products.exports, task) if products.exports else "",
-        "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
-        "weights": f"{SHARES}\n\n" if cfg.method.balance is not None else "",
-        "about": {
-            "kd": kd.__version__,
-            "torch": torch.__version__,
-            "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}",
-            "seed": cfg.seed,
-            "rows": ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items()),
-            "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
-            "peak memory": f"{memory / 1e9:.2f} GB",
-        }
-        | made
-        | more
-        | (fitted.module.gradients.described() if fitted.module.gradients else {}),
-        "names": {key: cfg[key].name for key in ("teacher", "student", "method", "quant", "data")},
     }
-    output = Path(cfg.paths.output)
+
+
+def circumstances(cfg: DictConfig, rows: TextDataModule, fitted: Fitted, memory: float) -> dict[str, str]:
+    threads, watch = torch.get_num_threads(), fitted.module.gradients
+    return {
+        "kd": kd.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}",
+        "seed": cfg.seed,
+        "rows": ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items()),
+        "training": f"{fitted.steps} steps in {fitted.seconds:.0f} s on {fitted.trainer.strategy.root_device}",
+        "peak memory": f"{memory / 1e9:.2f} GB",
+    } | (watch.described() if watch else {})
+
+
+def leave(finished: dict[str, Any], entries: list[report.Entry], fitted: Fitted, output: Path) -> None:
+    """The cards, what each artefact decides by, and the report."""
     for entry in entries[1:]:
         assert entry.directory is not None
         if is_export(entry.directory):  # which has its card and its decision
@@ -157,10 +199,3 @@ def finish_report(
             artefact.note_decision(entry.directory, entry.decision)
             write_text(entry.directory / "README.md", report.model_card(finished, entry.name))
     report.write(finished, fitted.curves, output)
-    print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")
-    if products.exports:
-        print(f"\n{finished['gate']}\n")
-    for what, figures in more.items():
-        print(f"{what}: {figures}")
-    print(f"Peak memory {memory / 1e9:.2f} GB. Everything is in {output}")
-    return finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from kd.schemes import Settings
 from kd.torchao_linears import replace
 
 FORMAT_VERSION = 2  # 1: tensors of torchao's with its own metadata, int4 as a weight a byte
+SMALL = 4096  # numbers; equal tensors below that are stored as often as they occur
 
 
 def save(model: Any, settings: Settings, summary: Summary, directory: Path) -> None:
@@ -114,9 +116,20 @@ def packed(model: Any, settings: Settings, summary: Summary) -> dict[str, Tensor
 
 def second_names(tensors: dict[str, Tensor]) -> dict[str, str]:
     """Of tensors with several names, every name but the first, and the first: a file has each tensor once."""
-    first: dict[int, str] = {}
-    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in tensors.items() if tensor.numel()}
+    first: dict[Any, str] = {}
+    names = {name: first.setdefault(content(tensor), name) for name, tensor in tensors.items() if tensor.numel()}
     return {name: kept for name, kept in names.items() if name != kept}
+
+
+def content(tensor: Tensor) -> Any:
+    """Equal for tensors that need to be stored once: a masked LM's decoder was quantized apart from its embeddings."""
+    if tensor.numel() < SMALL:
+        return tensor.data_ptr()
+    return (
+        tensor.dtype,
+        tensor.shape,
+        hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).digest(),
+    )
 
 
 def settings_of(directory: Path) -> dict[str, Any] | None:

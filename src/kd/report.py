@@ -155,12 +155,16 @@ def loading(report: dict[str, Any], name: str) -> str:
 
 def model_card(report: dict[str, Any], name: str) -> str:
     """The README.md of an artefact, in the hub's form."""
-    names = report["names"]
+    names, scheme = report["names"], name.removeprefix("student-")
+    own = {one: figures for one, figures in report["models"].items() if one in ("teacher", "student", name)}
+    library = "transformers" if name == "student" or name in report["stock"] else "kd"
+    done = "none, float32" if name == "student" else f"{scheme}, {report['quantization'][scheme]}"
+    report = report | {"models": own, "failed": {}}
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: {report['head']['pipeline']}\n"
+        f"---\nlibrary_name: {library}\npipeline_tag: {report['head']['pipeline']}\n"
         "tags: [knowledge-distillation, kd]\n---\n\n"
         f"# {report['title']}\n\nA student ({names['student']}) of {names['teacher']}, trained on {names['data']} by "
-        f"{names['method']}. Quantization: {report['quantization'] if name != 'student' else 'none, float32'}.\n\n"
+        f"{names['method']}. Quantization: {done}.\n\n"
         f"{loading(report, name)}\n\n{report['note']}{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n"
         "The licences of the data and of the teacher's weights apply.\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from kd.architecture import container
 from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
 from kd.datamodule import TextDataModule
 from kd.distillation import Distillation
-from kd.errors import UserError
-from kd.export import named_targets
+from kd.export import Target, named_targets
 from kd.fit import FitSettings, Fitted
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
@@ -67,9 +67,8 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     claim(output, OmegaConf.to_yaml(cfg, resolve=True), resume=cfg.resume is not None)
 
     rows = student_rows(cfg, data, pair, cache, task)
-    for group, several in (("quant", schemes), ("export", targets)):
-        for one in several:
-            rows.enough(one.calibration_rows or 0, f"{group}.{one.name}.calibration_rows")
+    for key, count in calibration_rows(schemes, targets).items():
+        rows.enough(count, key)
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
     device = scoring_device(settings)
@@ -91,11 +90,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     distillation = Distillation(
         cfg, student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, logs
     )
-    trained: dict[str, Converted | None] = {}
-    alone = schemes[0] if len(schemes) == 1 and schemes[0].qat else None
-    for scheme in () if alone else [scheme for scheme in schemes if scheme.qat]:
-        trained[scheme.name] = distillation.train(scheme)[1]
-    fitted, own = distillation.train(alone, of_the_run=True)  # last: its logger takes the report
+    fitted, trained = trainings(distillation, schemes)
     if not leads_alone(fitted):
         return None
 
@@ -105,18 +100,14 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     for scheme in schemes:
         if scheme.name in looked_at(cfg):
             scheme, products.sensitivity[scheme.name] = look(cfg, scheme, student, rows, task, entries)
-        made = own or trained.get(scheme.name) or after_training(student, scheme, rows)
+        made = trained.get(scheme.name) or after_training(student, scheme, rows)
         entries.append(save_converted(output, scheme, made, pair, cfg, data, task, entries[1].parameters))
         products.quantized[scheme.name] = str(made[1])
     products.exports = save_exports(output, targets, rows, task, entries)
     finished = finish_report(cfg, entries, rows, task, fitted, products, device, knows, pair.made)
     score = float(entries[1].figures["validation"][task.select])
     logs.report(score, *report.rows(finished), finished["models"], output / "student")
-    if products.failed:
-        raise UserError(
-            f"The run is complete, but exports missed their gate: {', '.join(products.failed)}. Their files are "
-            f"kept with the suffix .failed in {output / 'export'}; report.md says what was missed."
-        )
+    products.check(output)
     return score if task.higher_is_better else -score
 
 
@@ -143,6 +134,26 @@ def score_teacher(
     report.score(entries, rows, task, device)
     if known == 0 and local_rank() == 0:
         teacher_scores.keep(cache, key, entries[0].logits)
+
+
+def calibration_rows(schemes: Sequence[Settings], targets: Sequence[Target]) -> dict[str, int]:
+    """By the settings that ask for them."""
+    named = [("quant", one.name, one.calibration_rows) for one in schemes]
+    named += [("export", one.name, one.calibration_rows) for one in targets]
+    return {f"{group}.{name}.calibration_rows": count for group, name, count in named if count}
+
+
+def trainings(distillation: Distillation, schemes: Sequence[Settings]) -> tuple[Fitted, dict[str, Converted]]:
+    """The run's own training, and what the trained schemes gave by name. A single one is trained in the run's own."""
+    trained = [scheme for scheme in schemes if scheme.qat]
+    alone = trained[0] if trained and len(schemes) == 1 else None
+    found = {}
+    for scheme in () if alone else trained:
+        found[scheme.name] = distillation.train(scheme)[1]
+    fitted, own = distillation.train(alone, of_the_run=True)  # last: its logger takes the report
+    if alone:
+        found[alone.name] = own
+    return fitted, {name: made for name, made in found.items() if made is not None}
 
 
 def after_training(student: Any, scheme: Settings, rows: TextDataModule) -> Converted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import json
@@ -33,7 +34,7 @@ WRITERS = {  # modules with ``write``
     "aoti": "kd.export.aoti",
     "executorch": "kd.export.executorch",
 }
-STAY = ("model.safetensors", "README.md", "export.json", ABOUT)  # of the source; all else travels
+STAY = ("model.safetensors", "config.json", "README.md", "export.json", ABOUT)  # of the source; all else travels
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ class Exporter:
         return Gate(self.source.artefact.model, self.source.rows, self.task, self.labels)
 
     def name(self, target: Target) -> str:
-        """The directory's: the target's, and the scheme's where a quantized model goes there on its own grid."""
-        scheme = self.source.directory.name.removeprefix("student").strip("-")
-        return f"{target.name}-{scheme}" if self.source.quantized else target.name
+        """The directory's: the target's, and the model's where a quantized one goes there on its own grid."""
+        return f"{target.name}-of-{self.source.directory.name}" if self.source.quantized else target.name
 
     def export(self, target: Target, output: Path) -> Exported:
         """Writes ``output/NAME/``. Raises UserError for a target that is not installed, or not for this artefact."""
@@ -134,6 +134,11 @@ class Exporter:
         for path in self.source.directory.iterdir():
             if path.is_file() and path.name not in STAY:
                 shutil.copyfile(path, directory / path.name)
+        config = copy.deepcopy(self.source.artefact.model.config)
+        for name in ("quantization_config", "kd_quantization"):  # of the source's file, which is not here
+            if hasattr(config, name):
+                delattr(config, name)
+        config.to_json_file(directory / "config.json")
         about = said_about(self.source.directory)
         about.pop("sha256", None)  # of the source's files; export.json has those of these
         about |= {"task": self.task.stored(), "decision": dict(decision)}

@@ -75,14 +75,14 @@ class Gate:
         """
         found = self.answers(model)
         found.decision = self.task.decide(found.digest, self.labels)
-        difference = (found.logits - self.reference.logits).abs()
+        difference = (found.logits - self.reference.logits).abs() / self.task.spread(self.reference.logits)
         own, wanted = (self.task.answers(one.digest, one.decision) for one in (found, self.reference))
         score, reference = (self.score(one) for one in (found, self.reference))
         change = score - reference if self.task.higher_is_better else score / reference - 1
         return {
             "max_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
-            "agreement": self.task.agreement(own, wanted),
+            "agreement": self.task.same(own, wanted),
             "score": score,
             "score_difference": 100 * change,
             "rows": len(self.rows.splits["validation"]),

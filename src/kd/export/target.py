@@ -187,7 +187,7 @@ def named_targets(cfg: Any) -> list[Target]:
     """Those that a run's configuration names. Raises UserError for what a target does not take."""
     from kd.architecture import container
 
-    return [target(str(name), container(node)) for name, node in cfg.export.items()]
+    return [target(str(name), node) for name, node in container(cfg.export).items() if isinstance(node, dict)]
 
 
 def names() -> list[str]:

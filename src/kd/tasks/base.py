@@ -134,6 +134,14 @@ class Task:
         same = student == teacher
         return float(same.reshape(len(same), -1).all(-1).float().mean())
 
+    def same(self, answers: Tensor, reference: Tensor) -> float:
+        """As ``agreement``, of two versions of one model, where also a shift or another scale is a difference."""
+        return self.agreement(answers, reference)
+
+    def spread(self, logits: Tensor) -> float:
+        """What a difference of logits is measured in: 1, or, in the data's own units, how far these lie apart."""
+        return 1.0
+
     def chance(self, labels: Tensor) -> tuple[float, str]:
         """The score that needs no model, and what it stands for."""
         raise NotImplementedError

@@ -84,6 +84,15 @@ class Regression(Task):
         """Pearson's correlation of the two models' predictions."""
         return float(torch.corrcoef(torch.stack([student, teacher]))[0, 1].nan_to_num(0.0))
 
+    def same(self, answers: Tensor, reference: Tensor) -> float:
+        """Lin's concordance (1989): correlation that a shift and another scale lower, too."""
+        (a, b), means = (answers - answers.mean(), reference - reference.mean()), answers.mean() - reference.mean()
+        apart = a.square().mean() + b.square().mean() + means.square()
+        return float(2 * (a * b).mean() / apart) if apart > 0 else 1.0
+
+    def spread(self, logits: Tensor) -> float:
+        return float(logits.float().std()) or 1.0
+
     def chance(self, labels: Tensor) -> tuple[float, str]:
         return 0.0, "a prediction that does not depend on the text"
 
