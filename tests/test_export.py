@@ -254,6 +254,47 @@ def test_of_a_newer_kd_or_broken(copied: Path) -> None:
         kd.load(copied)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"passed": None}, "passed is missing"),
+        ({"target": None}, "target is missing"),
+        ({"target": {"name": "onnx"}}, "no name and runtime"),
+        ({"files": None}, "files is missing"),
+        ({"model_files": None}, "model_files is missing"),
+        ({"model_files": []}, "no checksum of any model file"),
+        ({"model_files": ["other.onnx"]}, "no checksum of .'other.onnx'"),
+        ({"model_files": ["../student/model.onnx"]}, "no checksum of"),
+        ({"files": {"../x": {"sha256": "", "bytes": 1}}}, "'../x' in files is no plain file name"),
+        ({"files": {"a\\b": {"sha256": "", "bytes": 1}}}, "is no plain file name"),
+        ({"files": {"model.onnx": 3}}, "no sha256 and bytes of model.onnx"),
+    ],
+)
+def test_an_export_json_that_lacks_something(change: dict[str, Any], said: str, copied: Path) -> None:
+    about = json.loads((copied / "export.json").read_text()) | change
+    (copied / "export.json").write_text(json.dumps({key: one for key, one in about.items() if one is not None}))
+    for opening in (open_session, kd.load):
+        with pytest.raises(UserError, match=rf"export.json is broken \(.*{said}"):
+            opening(copied)
+
+
+def test_weights_in_a_file_beside_it(bert: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd.export.onnx.LARGEST", 60_000)  # bytes; the float model has some 130 000
+    made = bert.export(export.stored_target("onnx"), tmp_path)
+    names = ["model.onnx", "model.onnx.data"]
+    assert made.passed
+    assert read_about(made.directory)["model_files"] == names
+    assert made.weights_bytes == sum((made.directory / name).stat().st_size for name in names)
+    beside = made.directory / names[1]
+    beside.write_bytes(bytes(beside.stat().st_size))
+    with pytest.raises(UserError, match="model.onnx.data is not what was exported"):
+        open_session(made.directory)
+    small = bert.export(replace(export.stored_target("onnx_int8"), calibration_rows=16), tmp_path)
+    assert small.passed
+    assert read_about(small.directory)["model_files"] == names[:1]
+    assert not (small.directory / names[1]).exists()
+
+
 def test_figures_that_were_measured_later(copied: Path) -> None:
     note_figures(copied, {"latency_ms_p50": 1.5})
     assert read_about(copied)["figures"]["latency_ms_p50"] == 1.5

@@ -13,6 +13,7 @@ from kd.store import file_hash, write_text
 FORMAT_VERSION = 1
 ABOUT = "export.json"
 FAILED = ".failed"
+KEYS = {"passed": bool, "target": dict, "files": dict, "model_files": list, "reasons": list, "figures": dict}
 AGAIN = "Export it again: kd export --model RUN/student --to"
 
 
@@ -53,7 +54,33 @@ def read_about(directory: Path) -> dict[str, Any]:
             f"{path} has format version {version}, and this kd reads up to {FORMAT_VERSION}: it was written by a newer "
             "kd. Update kd, or export the model again with this one."
         )
+    if wrong := broken(about):
+        raise UserError(f"{path} is broken ({wrong}). {AGAIN} NAME")
     return about
+
+
+def broken(about: Mapping[str, Any]) -> str | None:
+    """What export.json lacks of what is read from it; None if it is all there."""
+    for key, kind in KEYS.items():
+        if not isinstance(about.get(key), kind):
+            return f"{key} is missing or not what it should be"
+    if not all(isinstance(about["target"].get(key), str) for key in ("name", "runtime")):
+        return "target has no name and runtime"
+    for name, known in about["files"].items():
+        if not plain(name):
+            return f"{name!r} in files is no plain file name"
+        if not (isinstance(known, dict) and {"sha256", "bytes"} <= known.keys()):
+            return f"files has no sha256 and bytes of {name}"
+    ending = "" if about["passed"] else FAILED
+    unknown = [name for name in about["model_files"] if f"{name}{ending}" not in about["files"]]
+    if unknown or not about["model_files"]:
+        return f"files has no checksum of {unknown or 'any model file'}"
+    return None
+
+
+def plain(name: str) -> bool:
+    """Within the directory: no other place, on any system."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 def opened_about(directory: Path) -> dict[str, Any]:

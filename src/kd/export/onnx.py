@@ -15,7 +15,8 @@ from kd.export.source import Logits, Source
 from kd.export.target import Target
 
 FILE = "model.onnx"
-LARGEST = 2**31 - 1  # bytes of one protobuf message
+BESIDE = "model.onnx.data"
+LARGEST = 2**31 - 2**24  # bytes of weights in one protobuf message, with room for the graph
 
 
 def write(source: Source, target: Target, directory: Path) -> list[str]:
@@ -27,7 +28,7 @@ def write(source: Source, target: Target, directory: Path) -> list[str]:
         from kd.export import onnx_quantized
 
         onnx_quantized.SCHEMES[target.scheme](path, source, target)
-    return [FILE]
+    return written(path)
 
 
 def write_float(source: Source, oldest: int, path: Path) -> None:
@@ -49,8 +50,19 @@ def write_float(source: Source, oldest: int, path: Path) -> None:
 
 
 def save(proto: Any, path: Path) -> None:
-    """In one file, or beside it where one would be too large for its format."""
-    onnx.save(proto, str(path), save_as_external_data=proto.ByteSize() > LARGEST)
+    """In one file, or with the weights beside it where one would be too large for its format."""
+    path.with_name(BESIDE).unlink(missing_ok=True)  # onnx would write after what is there
+    size = sum(len(one.raw_data) for one in proto.graph.initializer)
+    onnx.save(proto, str(path), save_as_external_data=size > LARGEST, location=BESIDE)
+
+
+def written(path: Path) -> list[str]:
+    """The names of the model's file and, where it reads one, of that beside it."""
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    if any(one.data_location == onnx.TensorProto.EXTERNAL for one in weights):
+        return [FILE, BESIDE]
+    path.with_name(BESIDE).unlink(missing_ok=True)  # of the float model, and this one is small enough
+    return [FILE]
 
 
 class quiet(warnings.catch_warnings):

@@ -12,6 +12,8 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from kd.export.onnx import save
+
 Array = np.ndarray[Any, Any]
 LARGEST_INT8 = 127
 
@@ -58,7 +60,7 @@ class Graph:
             self.nodes.insert(place + i, one)
 
     def save(self, path: Path) -> None:
-        onnx.save(self.proto, path)
+        save(self.proto, path)
 
     def read(self, batches: Iterable[dict[str, Array]]) -> Iterator[dict[str, Array]]:
         """Of each batch what the linear layers read, ``[tokens, width]`` by name; padding is left out."""
