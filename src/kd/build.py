@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
@@ -11,7 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from kd import models
+from kd import heads, models
 from kd.architecture import architecture, container, family, from_teacher, student_keep, student_overrides
 from kd.errors import UserError, nearest
 from kd.fit import FitSettings
@@ -20,6 +21,7 @@ from kd.layer_map import kept_layers
 from kd.losses import Loss
 from kd.named_schemes import AUTO, named_schemes
 from kd.overrides import check_model
+from kd.quantization import layers_to_quantize
 from kd.schedules import KEYS, schedules_of
 from kd.schemes import Settings, refusal
 from kd.sources import TextData
@@ -130,6 +132,14 @@ def quantization_settings(cfg: DictConfig) -> list[Settings]:
             if says := refusal(found[-1], device, capability):
                 raise UserError(says)
     return found
+
+
+def check_layers(cfg: DictConfig, task: Task, schemes: Sequence[Settings]) -> None:
+    """Raises UserError for layers that a scheme cannot quantize, or is told to keep and that are not there."""
+    with torch.device("meta"):
+        shape = heads.Auto(task).from_config(model_configs(cfg, task)[1])
+    for scheme in schemes:
+        layers_to_quantize(shape, scheme)
 
 
 def model_configs(cfg: DictConfig, task: Task) -> tuple[Any, Any]:

@@ -132,7 +132,9 @@ def check_model(directory: Path) -> None:
     if not directory.is_dir():
         there = [path.name for path in directory.parent.glob("*") if path.is_dir()] if directory.parent.is_dir() else []
         raise UserError(f"--model {directory}: there is no such directory.{nearest(directory.name, there)}")
-    models = sorted(path.name for path in directory.glob("student*"))
+    models = sorted(
+        str(path.relative_to(directory)) for form in ("student*", "export/*") for path in directory.glob(form)
+    )
     if models and not (directory / "config.json").is_file():
         raise UserError(f"--model {directory} is a run: name one of its models, {', '.join(models)}.")
     exports = sorted(path.parent.name for path in directory.glob("*/export.json"))

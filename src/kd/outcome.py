@@ -154,6 +154,8 @@ def finish_report(
     }
     leave(finished, entries, fitted, Path(cfg.paths.output))
     print(f"\n{report.table(finished)}\n\n{report.sentence(finished)}")
+    for note in measured["notes"] if measured else ():
+        print(f"Note: {note}.")
     if products.exports:
         print(f"\n{finished['gate']}\n")
     for what, figures in more.items():

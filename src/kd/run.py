@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd import loggers, models, quantization, report, teacher_scores
 from kd.architecture import container
-from kd.build import build, build_losses, fit_settings, make_task, quantization_settings
+from kd.build import build, build_losses, check_layers, fit_settings, make_task, quantization_settings
 from kd.datamodule import TextDataModule
 from kd.distillation import Distillation
 from kd.export import Target, named_targets
@@ -62,6 +62,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
         task.see(data.splits["train"]["label"])
     L.seed_everything(cfg.seed, verbose=False)
     losses = build_losses(cfg, task)
+    check_layers(cfg, task, schemes)
     pair = find_pair(cfg, data)
     check_token_level(losses, pair, task)
     claim(output, OmegaConf.to_yaml(cfg, resolve=True), resume=cfg.resume is not None)
@@ -82,8 +83,6 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     )
 
     student = make_student(cfg, pair, teacher, task)
-    for scheme in schemes:
-        quantization.layers_to_quantize(student, scheme)  # what it cannot do is said before the training
     say(entries[0], student, losses, task, cfg, pair)
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation

@@ -16,6 +16,8 @@ def sentence(report: dict[str, Any]) -> str:
     student, failed = report["models"]["student"], report.get("failed", {})
     made = [name for name in report["models"] if name not in ("teacher", "student", *failed)]
     parts = [of_student(report, student)]
+    if not (report["teacher_beats_chance"] and report["student_beats_chance"]):
+        made = []  # of what was made of a student that guesses there is nothing to say
     if len(made) == 1:
         parts.append(of_one(report, made[0]))
     elif made:
