@@ -17,6 +17,7 @@ from kd import bench_command, demo
 from kd.artefact import save_float
 from kd.bench_command import bench, found, real_lengths
 from kd.errors import UserError
+from kd.export.directory import write_about
 from kd.tasks import Classification
 
 asked: list[tuple[list[str], float, int, int]] = []
@@ -29,9 +30,11 @@ def run(tmp_path: Path) -> Path:
     for name in ("student-int8", "student", "export/onnx", "export/onnx_int4"):
         save_float(directory / name, model(1, 32), demo.tokenizer(), 32, task=Classification(demo.LABELS))
     for name, passed in (("onnx", True), ("onnx_int4", False)):
-        files = {"model.safetensors": {"bytes": 7_000_000}, "tokenizer.json": {"bytes": 1}}
-        about = {"format_version": 1, "passed": passed, "files": files, "model_files": ["model.safetensors"]}
-        (directory / "export" / name / "export.json").write_text(json.dumps(about | {"figures": {"score": 0.75}}))
+        file = "model.safetensors" if passed else "model.safetensors.failed"
+        files = {file: {"bytes": 7_000_000, "sha256": ""}, "tokenizer.json": {"bytes": 1, "sha256": ""}}
+        about = {"passed": passed, "reasons": [], "files": files, "model_files": ["model.safetensors"]}
+        target = {"name": name, "runtime": "onnxruntime"}
+        write_about(directory / "export" / name, about | {"target": target, "figures": {"score": 0.75}})
     scores = {name: {"test": {"accuracy": 0.8}, "validation": {"accuracy": 0.7}} for name in ("student",)}
     (directory / "report.json").write_text(json.dumps({"select": "accuracy", "models": scores}))
     source = {"_target_": "kd.demo.generate", "rows": 40, "scored_rows": 40, "seed": 0, "noise": 0.0}

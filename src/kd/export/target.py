@@ -53,7 +53,7 @@ RUNTIMES = {
     "openvino": Runtime(
         "OpenVINO",
         "openvino",
-        ("openvino", "nncf"),
+        ("onnx", "onnxscript", "openvino", "nncf"),
         "openvino",
         ("float32", "int8_static", "int4"),
         CARRIED_SCHEMES,
