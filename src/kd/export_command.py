@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from kd.architecture import container
 from kd.errors import UserError, nearest
 from kd.export import Target, missing, stored_target, target
-from kd.export.directory import is_export
-from kd.table import markdown_table
+from kd.export.directory import is_export, note_figures
+from kd.table import SPEED, filled, markdown_table
 
 if TYPE_CHECKING:
     from kd.datamodule import TextDataModule
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 KEYS = [each.name for each in fields(Target) if each.name not in ("name", "of")]  # what --set sets
 LIMITS = ("limits", "carried_limits")
+
+
+SECONDS = 5.0  # of measuring, for each model
 
 
 def add_parser(commands: Any) -> None:
@@ -137,6 +140,7 @@ def export(arguments: argparse.Namespace) -> None:
         print(f"Exporting {directory.name} to {one.name} ...", file=sys.stderr)
         done.append(exporter.export(one, output))
     print(table(done, task))
+    print(f"\n{times(directory, done, rows)}\n")
     failed = [one for one in done if not one.passed]
     for exported in failed:
         print(
@@ -145,6 +149,24 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"Everything is in {output}")
     if failed:
         sys.exit(1)
+
+
+def times(directory: Path, done: list[Exported], rows: TextDataModule) -> str:
+    """Latency and throughput beside the model they were made from, as a table; noted in each export.json."""
+    import torch
+
+    from kd.measure import compared_with, in_batches, legend, measure
+    from kd.measure_process import Measured
+
+    passed, threads = [one for one in done if one.passed], torch.get_num_threads()
+    places = [Measured(directory.name, directory), *(Measured(one.name, one.directory) for one in passed)]
+    lengths = in_batches(rows.splits["validation"].lengths)
+    figures, notes = measure(places, SECONDS * len(places), threads, lengths)
+    compared_with(figures, directory.name)
+    for one in passed:
+        note_figures(one.directory, figures[one.name])
+    shown = filled({"models": figures, "select": ""}, SPEED)
+    return f"{shown}\n\n{legend({'threads': threads, 'reference': directory.name, 'notes': notes})}"
 
 
 def table(done: list[Exported], task: Task) -> str:
