@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,18 @@ import pytest
 import torch
 from conftest import architecture, model
 from onnx import numpy_helper
+from test_quantization import settings
 
 import kd
-from kd import artefact, cli, demo, export, models
+from kd import artefact, cli, demo, export, models, quantization
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.export.directory import note_figures, read_about
 from kd.export.exporter import Exported, Exporter
-from kd.export.gate import misses
+from kd.export.gate import Gate, misses
 from kd.export.session import open_session, started
 from kd.sources import TextData
-from kd.tasks import Classification, FeatureExtraction, MaskedLM, Task
+from kd.tasks import Classification, FeatureExtraction, MaskedLM, Regression, Task
 
 TEXTS = ["the soup was really good", "i doubt that the chef was rude although the bread was fresh"]
 MAX_LENGTH = 32
@@ -169,6 +171,53 @@ def test_embeddings_that_are_the_decoder_too(name: str, text: TextData, tmp_path
     session = started(found.directory, "onnxruntime", [path.name])
     assert session(inputs_of(tmp_path / "student", TEXTS)).shape[2] == 512
     assert found.figures["mean_difference"] < 0.01
+
+
+@pytest.mark.parametrize("name", ["int8_static", "int4"])
+def test_a_quantized_model_is_exported_on_its_own_grid_and_opened(name: str, text: TextData, tmp_path: Path) -> None:
+    task, tokenizer = Classification(demo.LABELS), with_types(text.tokenizer)
+    rows = rows_of(text, tokenizer, task, tmp_path / "cache")
+    scheme = settings(name, **({"calibration_rows": 32} if name == "int8_static" else {}))
+    converted, summary = quantization.convert(model(2, 64), scheme, rows.calibration_batches(32))
+    directory = tmp_path / f"student-{name}"
+    artefact.save_quantized(directory, converted, tokenizer, MAX_LENGTH, scheme, summary, ("text",), task)
+    made = Exporter(directory, rows, task).export(export.stored_target("onnx"), tmp_path / "export")
+    assert made.passed, made.reasons
+    assert made.name == f"onnx-of-student-{name}"
+    assert made.figures["mean_difference"] < 1e-3
+    exported, student = kd.load(made.directory), kd.load(directory)
+    assert [row["label"] for row in exported.predict(TEXTS)] == [row["label"] for row in student.predict(TEXTS)]
+    assert exported.model.config.model_type == "bert"
+
+
+class Numbers(torch.nn.Module):
+    """Answers of a regression: ``scale * x + shift`` of a number that the text gives."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, input_ids: torch.Tensor, **_: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.scale * input_ids.double().sin().mean(1, keepdim=True).float() + self.shift)
+
+    def get_output_embeddings(self) -> None: ...
+
+
+@pytest.mark.parametrize(("scale", "shift", "passes"), [
+    (1, 0, True), (1, 1e-5, True), (2, 0, False), (1, 10, False), (2, 10, False), (0, 0, False),
+])  # fmt: skip
+def test_numbers_are_compared_in_the_units_they_spread_over(
+    scale: float, shift: float, passes: bool, text: TextData, tmp_path: Path
+) -> None:
+    """Pearson's correlation sees neither a shift nor another scale; a limit in the data's units fits no data."""
+    task = Regression([])
+    rows = rows_of(text, with_types(text.tokenizer), Classification(demo.LABELS), tmp_path / "cache")
+    for unit in (1.0, 1e5):
+        gate = Gate(Numbers(unit, 0), rows, task, labels=rows.splits["validation"].labels.float())
+        figures, _ = gate.figures(Numbers(unit * scale, unit * shift))
+        figures["score_difference"] = 0.0  # which sees as little
+        assert (not misses(figures, export.stored_target("onnx_int8").limits)) == passes
+        assert scale != 1 or shift == 10 or figures["mean_difference"] < 1e-3
 
 
 def test_a_distilbert_takes_no_token_types(text: TextData, tmp_path: Path) -> None:

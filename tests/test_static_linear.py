@@ -129,6 +129,17 @@ def test_few_values_far_out_do_not_set_the_range() -> None:
     assert 2 < high < 20
 
 
+def test_a_channel_that_lies_out_is_seen_whatever_the_shape() -> None:
+    """Values at even steps of a batch would all be of a few channels."""
+    values = torch.randn(32, 64, 512, generator=torch.Generator().manual_seed(0))
+    values[..., 301] *= 15
+    observer = Observer()
+    observer.see(values)
+    low, high = observer.bounds().tolist()
+    assert low < -25
+    assert high > 25
+
+
 def test_a_layer_that_was_not_prepared_is_refused() -> None:
     with pytest.raises(UserError, match="int8_static.* calibrate"):
         STATIC.of.linears.convert(model(2, 64), ["bert.pooler.dense"], STATIC)  # type: ignore[union-attr]
