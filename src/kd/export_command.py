@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 KEYS = [each.name for each in fields(Target) if each.name not in ("name", "of")]  # what --set sets
 LIMITS = ("limits", "carried_limits")
-
-
 SECONDS = 5.0  # of measuring, for each model
 
 
