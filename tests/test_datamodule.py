@@ -133,3 +133,42 @@ def test_teacher_and_student_share_one_encoding(data: TextDataModule) -> None:
     batch = data.splits["train"][Draw([0, 1], {"examples": 2})]
     assert batch["student"] is batch["teacher"]
     assert batch["labels"].dtype == torch.int64
+
+
+MANY = np.random.default_rng(0).integers(3, 41, 997)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_token_budget_holds_and_every_row_is_drawn_once(ranks: int) -> None:
+    for epoch in (0, 1):
+        of_ranks = []
+        for rank in range(ranks):
+            batches = Batches(MANY, 32, 0, rank, ranks, accumulate=2, tokens=400)
+            batches.set_epoch(epoch)
+            of_ranks.append(list(batches))
+            assert len(of_ranks[-1]) == len(batches)
+        drawn = [row for draws in of_ranks for draw in draws for row in draw.rows]
+        assert sorted(drawn) == list(range(len(MANY)))
+        sizes = [len(draw.rows) * MANY[draw.rows].max() for draws in of_ranks for draw in draws]
+        assert max(sizes) <= 400
+        real = [MANY[draw.rows].sum() for draws in of_ranks for draw in draws]
+        assert sum(real) / sum(sizes) > 0.93  # of the tokens are no padding
+        assert np.mean(np.array(sizes) > 300) > 0.9  # the batches are full
+        for step in zip(
+            *of_ranks, strict=True
+        ):  # every rank has rows of each, and knows the whole of an accumulated one
+            assert all(len(draw.rows) for draw in step)
+            assert len({tuple(draw.totals.items()) for draw in step}) == 1
+        for first, second in zip(of_ranks[0][::2], of_ranks[0][1::2], strict=False):
+            assert first.totals == second.totals
+
+
+def test_a_token_budget_mixes_rows_anew_in_each_epoch() -> None:
+    def drawn(seed: int, epoch: int) -> list[tuple[int, ...]]:
+        batches = Batches(MANY, 32, seed, tokens=400)
+        batches.set_epoch(epoch)
+        return [tuple(draw.rows) for draw in batches]
+
+    assert drawn(0, 1) == drawn(0, 1)
+    assert not {*map(frozenset, drawn(0, 0))} & {*map(frozenset, drawn(0, 1))}
+    assert drawn(0, 0) != drawn(1, 0)

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def scored(teacher: Any, data: TextDataModule, task: Classification, cache: Path) -> Entry:
     entry = Entry("teacher", teacher, "teacher", 0, 0)
-    score_teacher([entry], data, task, CPU, cache)
+    score_teacher([entry], data, task, CPU, cache, teacher_scores.model_hash(teacher))
     return entry
 
 
@@ -67,14 +67,18 @@ def test_the_key_knows_weights_texts_length_and_task(text: TextData, tmp_path: P
     with torch.no_grad():
         nudged.classifier.bias[0] += 1e-6
     keys = [
-        teacher_scores.scores_key(teacher, data(), task, CPU),
-        teacher_scores.scores_key(nudged, data(), task, CPU),
-        teacher_scores.scores_key(teacher, data(max_length=16), task, CPU),
-        teacher_scores.scores_key(teacher, data(), Classification(["positive", "negative"]), CPU),
-        teacher_scores.scores_key(teacher, data(), task, torch.device("cuda")),
+        teacher_scores.scores_key(teacher_scores.model_hash(teacher), data(), task, CPU),
+        teacher_scores.scores_key(teacher_scores.model_hash(nudged), data(), task, CPU),
+        teacher_scores.scores_key(teacher_scores.model_hash(teacher), data(max_length=16), task, CPU),
+        teacher_scores.scores_key(
+            teacher_scores.model_hash(teacher), data(), Classification(["positive", "negative"]), CPU
+        ),
+        teacher_scores.scores_key(teacher_scores.model_hash(teacher), data(), task, torch.device("cuda")),
     ]
     assert len({*keys}) == len(keys)
     teacher.save_pretrained(tmp_path / "kept")
     again = load_model(tmp_path / "kept", task).model
-    assert keys[0] == teacher_scores.scores_key(again, data(), task, CPU)
-    assert keys[0] == teacher_scores.scores_key(model(2, 32), data(batch_size=4, seed=3), task, CPU)
+    assert keys[0] == teacher_scores.scores_key(teacher_scores.model_hash(again), data(), task, CPU)
+    assert keys[0] == teacher_scores.scores_key(
+        teacher_scores.model_hash(model(2, 32)), data(batch_size=4, seed=3), task, CPU
+    )

@@ -178,7 +178,7 @@ def test_every_place_is_chosen_as_often_as_any_other() -> None:
     hits = np.zeros(len(units.ids[row]))
     for epoch in range(draws):
         hits[units.masked(row, epoch)[0]] += 1
-    share = units.chosen[row] / len(units.real[row])
+    share = units.chosen[row] / len(units.real(row))
     assert hits[[0, -1]].tolist() == [0, 0]
     assert hits[1:-1] / draws == pytest.approx(share, abs=4.5 * math.sqrt(share * (1 - share) / draws))
 
@@ -204,7 +204,7 @@ def test_masks_depend_on_seed_epoch_and_row_and_those_of_scoring_on_the_row_alon
 def test_batches_carry_masked_ids_for_both_roles_and_what_was_there(everywhere: bool, epoch: int | None) -> None:
     rows, units = mask_units(everywhere=everywhere)
     chosen = [8, 60, 1, 33]  # 60: the empty text
-    before = [list(ids) for ids in rows.encodings["student"]["input_ids"]]
+    before = [list(ids) for ids in rows.columns["student"]["input_ids"]]
     batch = rows[Draw(chosen, {}, epoch)]
     ids, places = (batch["student"][name] for name in ("input_ids", "places"))
     assert torch.equal(ids, batch["teacher"]["input_ids"])
@@ -224,7 +224,7 @@ def test_batches_carry_masked_ids_for_both_roles_and_what_was_there(everywhere: 
         assert torch.equal(places, expected)
     else:
         assert bool(labelled.all())
-    assert before == [list(ids) for ids in rows.encodings["student"]["input_ids"]]
+    assert before == [list(ids) for ids in rows.columns["student"]["input_ids"]]
 
 
 @pytest.mark.parametrize("everywhere", [False, True])

@@ -6,6 +6,8 @@ from kd.architecture import FAMILIES, POOLINGS, SHAPE
 from kd.labels import KINDS
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "cache": ("auto", "on", "off"),
+    "cache_dtype": ("float16", "bfloat16", "float32"),
     "teacher.pooling": POOLINGS,
     "student.pooling": POOLINGS,
     "data.truncation": ("cut", "error"),
@@ -41,6 +43,7 @@ OF_METHODS = (
 SIZES = (*SHAPE[1:], *(key for family in FAMILIES.values() for key in family.shape))
 POSITIVE = (
     "data.limit", "data.batch_size", "data.max_length", "data.source.rows", "data.source.scored_rows",
+    "data.tokens_per_batch",
     "data.masked_lm.share", "data.source.validation_rows", "data.validation_share", "teacher.max_length",
     "student.num_layers",
     "teacher.fine_tune.limit",

@@ -37,6 +37,11 @@ def contradictions(cfg: DictConfig) -> list[str]:
         found.append(
             f"data.masked_lm is read with data.task=masked_lm, not with data.task={data.task or 'null'}: leave it out."
         )
+    if data.task == "masked_lm" and cfg.cache == "on":
+        found.append(
+            "cache=on: data.task=masked_lm hides other words in every epoch, so the teacher has to be asked every "
+            "time. Leave it out."
+        )
     own = [role for role in ("teacher", "student") if cfg[role].weights not in ("random", "teacher")]
     if not own and data.name != "demo":
         found.append(
@@ -115,8 +120,15 @@ def whole_heads(teacher: dict[str, Any], student: dict[str, Any]) -> list[str]:
 
 
 def length_contradictions(cfg: DictConfig) -> list[str]:
-    """More tokens than a model has positions; of student=layers, which has its teacher's, said once."""
+    """More tokens than a model has positions; of student=layers, which has its teacher's, said once. Batches that are
+    too small for one text.
+    """
     own, found = cfg.teacher.max_length is not None, []
+    if (budget := cfg.data.tokens_per_batch) is not None and budget < cfg.data.max_length:
+        found.append(
+            f"data.tokens_per_batch={budget} has no room for a text of data.max_length={cfg.data.max_length} tokens: "
+            f"set data.tokens_per_batch={cfg.data.max_length} or more, or a smaller data.max_length."
+        )
     for role, key in (("teacher", "teacher" if own else "data"), ("student", "data")):
         length, there = cfg[key].max_length, positions(architecture(cfg, role))
         if length > there and (own or role == "teacher" or cfg.student.name != "layers"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd.batches import Batches, Draw, Numbers, Sorted
-from kd.encoding import encode, pad, tokenizer_key
+from kd.encoding import NOT_INPUTS, encode, padded, tokenizer_key
 from kd.errors import UserError
+from kd.kept_signals import KeptSignals
+from kd.ragged import Ragged, ragged_columns
 from kd.sources import TextData
 from kd.store import content_key
 from kd.units import RowUnits, Units
@@ -26,14 +28,28 @@ MakeUnits = Callable[[Mapping[str, Any], Mapping[str, Any], int], Units]
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Batches by row numbers: the encoding of each role, padded, and the labels of the rows' ``units``."""
+    """Batches by row numbers: the encoding of each role, padded, and the labels of the rows' ``units``.
+
+    ``kept``: what the teacher made of these rows, if it was computed before; then nothing is encoded for it.
+    """
 
     def __init__(self, encodings: dict[str, Any], pads: dict[str, int], units: Units) -> None:
-        self.encodings = encodings
+        made: dict[int, dict[str, Ragged]] = {}  # teacher and student may share one encoding
+        for rows in encodings.values():
+            names = [name for name in rows.column_names if name not in NOT_INPUTS]
+            made.setdefault(id(rows), ragged_columns(rows, names))
+        self.columns = {role: made[id(rows)] for role, rows in encodings.items()}
         self.pads = pads
         self.units = units
-        # the student's, whose tokens are the unit of token means
-        self.lengths = np.array([len(ids) for ids in encodings["student"]["input_ids"]])
+        self.kept: KeptSignals | None = None
+
+    @property
+    def lengths(self) -> Numbers:
+        """The student's, whose tokens are the unit of token means."""
+        return self.lengths_of("student")
+
+    def lengths_of(self, role: str) -> Numbers:
+        return self.columns[role]["input_ids"].lengths
 
     @property
     def labels(self) -> Tensor:
@@ -46,13 +62,23 @@ class Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         made: dict[int, dict[str, Tensor]] = {}
         batch: dict[str, Any] = {}
-        for role, encoding in self.encodings.items():
-            if id(encoding) not in made:  # teacher and student share one encoding
-                made[id(encoding)] = pad(encoding[draw.rows], self.pads[role])
-            batch[role] = made[id(encoding)]
+        for role, columns in self.columns.items():
+            if role == "teacher" and self.kept is not None:
+                continue
+            if id(columns) not in made:
+                made[id(columns)] = self.padded(role, draw.rows)
+            batch[role] = made[id(columns)]
         batch |= {"rows": torch.tensor(draw.rows), "totals": draw.totals}
+        if self.kept is not None:
+            batch["signals"] = self.kept.of(draw.rows)
         self.units.label(batch, draw)
         return batch
+
+    def padded(self, role: str, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What a role's model is given of some rows."""
+        columns = self.columns[role]
+        numbers = {name: column.of(rows) for name, column in columns.items()}
+        return padded(columns["input_ids"].lengths[rows], numbers, self.pads[role])
 
 
 class TextDataModule(L.LightningDataModule):
@@ -62,12 +88,14 @@ class TextDataModule(L.LightningDataModule):
         max_length: tokens a row, of all roles or of each. Longer rows are cut and counted, or refused by ``truncate``.
         units: from the encodings and tokenizers of the roles and a seed to what has labels; a row, unless a task says
             otherwise.
+        tokens_per_batch: of the student, padding included, in a training batch of one device, instead of
+            ``batch_size`` rows.
     """
 
     def __init__(
         self, data: TextData, tokenizers: dict[str, Any], cache: Path, batch_size: int = 32,
         max_length: int | Mapping[str, int] = 128, limit: int | None = None, num_workers: int = 0, seed: int = 0,
-        units: MakeUnits = RowUnits, truncate: bool = True,
+        units: MakeUnits = RowUnits, truncate: bool = True, tokens_per_batch: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         lengths = {role: max_length if isinstance(max_length, int) else max_length[role] for role in tokenizers}
@@ -76,7 +104,7 @@ class TextDataModule(L.LightningDataModule):
         self.data = data
         self.tokenizers, self.lengths = tokenizers, lengths
         self.cache = cache
-        self.batch_size = batch_size
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.num_workers = num_workers
         self.seed = seed
         self.make_units, self.truncate = units, truncate
@@ -109,10 +137,11 @@ class TextDataModule(L.LightningDataModule):
 
     def say_cut(self, cut: list[bool], rows: Any, max_length: int, split: str) -> None:
         """Counts the rows that lost their end. Raises UserError if none may."""
-        if not any(cut):
+        count = sum(cut)
+        if not count:
             return
         what = "pairs" if len(self.data.text_columns) == 2 else "texts"
-        text = f"{split}: {sum(cut)} of {len(cut)} {what} are longer than {max_length} tokens"
+        text = f"{split}: {count} of {len(cut)} {what} are longer than {max_length} tokens"
         if not self.truncate:
             row = rows[cut.index(True)]
             begins = (" ".join(row["tokens"]) if "tokens" in row else row["text"])[:SHOWN]
@@ -132,7 +161,9 @@ class TextDataModule(L.LightningDataModule):
 
     def batches(self, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> Batches:
         rows = self.splits["train"]
-        return Batches(rows.lengths, self.batch_size, self.seed, rank, ranks, accumulate, rows.units.counts)
+        return Batches(
+            rows.lengths, self.batch_size, self.seed, rank, ranks, accumulate, rows.units.counts, self.tokens_per_batch
+        )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer

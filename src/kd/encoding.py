@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,18 @@ def encode(rows: Any, key: str, tokenizer: Any, max_length: int, cache: Path, na
 
 def pad(columns: dict[str, list[Any]], pad_id: int) -> dict[str, Tensor]:
     """Token columns as tensors ``[B, L]``, L the longest row, with the attention mask."""
-    lengths = torch.tensor([len(ids) for ids in columns["input_ids"]])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    padded = {}
-    for name, rows in columns.items():
-        if name in NOT_INPUTS:
-            continue
+    inputs = {name: rows for name, rows in columns.items() if name not in NOT_INPUTS}
+    lengths = [len(ids) for ids in columns["input_ids"]]
+    return padded(lengths, {name: [value for row in rows for value in row] for name, rows in inputs.items()}, pad_id)
+
+
+def padded(lengths: Any, columns: Mapping[str, Any], pad_id: int) -> dict[str, Tensor]:
+    """The same of ``columns`` that have the numbers of all rows, one row of such a length after the other."""
+    ends = torch.as_tensor(lengths)
+    mask = torch.arange(int(ends.max())) < ends[:, None]
+    made = {}
+    for name, numbers in columns.items():
         tensor = torch.full(mask.shape, pad_id if name == "input_ids" else 0)
-        tensor[mask] = torch.tensor([value for row in rows for value in row])
-        padded[name] = tensor
-    return padded | {"attention_mask": mask.long()}
+        tensor[mask] = torch.as_tensor(numbers).long()
+        made[name] = tensor
+    return made | {"attention_mask": mask.long()}

@@ -34,6 +34,15 @@ class FitSettings:
     seed: int
     checkpoint_seconds: float = 300.0
 
+    def passes(self, data: TextDataModule) -> float:
+        """Over the training rows, that a training makes, whatever ends it."""
+        epochs, steps, devices, nodes, accumulate = (
+            int(self.trainer[key])
+            for key in ("max_epochs", "max_steps", "devices", "num_nodes", "accumulate_grad_batches")
+        )
+        batches = len(data.batches(ranks=devices * nodes))
+        return min(epochs, steps * accumulate / batches) if steps > 0 else epochs
+
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         from transformers import get_scheduler
 

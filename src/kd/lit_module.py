@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.gradients import GradientWatch
+from kd.kept_signals import completed
 from kd.losses.base import Batch, Loss, Signals
 from kd.signals import Recorder
 from kd.tasks.base import Task
@@ -38,7 +39,7 @@ class DistillationModule(L.LightningModule):
         student: a transformers model with a head.
         task: metrics and the name of the metric that selects a checkpoint.
         losses: set-up loss terms; the name is the log key ``train/loss/<name>``.
-        teacher: anything callable from encoded inputs to the signals that the losses need.
+        teacher: anything callable from encoded inputs to the signals that the losses need, where batches carry none.
         optimizer: from parameter groups to an optimizer; biases and norms are in a group without weight decay.
         schedule: from ``(optimizer, steps)`` to a learning-rate scheduler stepped every step.
         steps: of the optimizer, in the whole training.
@@ -78,7 +79,7 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         student = self.recorder(**batch["student"])
-        teacher = {} if self.teacher is None else self.teacher(batch["teacher"])
+        teacher = self.taught(batch)
         found, means = {}, {}
         with torch.autocast(self.device.type, enabled=False):  # losses take what they are given as float32
             for name, loss in self.terms.items():
@@ -90,6 +91,12 @@ class DistillationModule(L.LightningModule):
         self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+
+    def taught(self, batch: Batch) -> Signals:
+        """What the losses need of the teacher: kept with the rows, or computed now."""
+        if "signals" in batch:
+            return completed(batch["signals"], {s for loss in self.terms.values() for s in loss.teacher_signals})
+        return {} if self.teacher is None else self.teacher(batch["teacher"])
 
     def weight(self, name: str) -> float:
         """A term's at this step."""

@@ -27,6 +27,7 @@ from kd.quantization import Converted
 from kd.schemes import Settings
 from kd.sensitivity import Sensitivity
 from kd.sensitivity import table as layer_table
+from kd.signal_cache import CacheSettings, kept_signals
 from kd.sources import TextData
 from kd.store import claim, local_rank
 from kd.tasks import Task
@@ -73,7 +74,8 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     teacher = make_teacher(cfg, data, pair, task, settings, cache, logs)
     entries = [report.Entry("teacher", teacher, "teacher", fp32_bytes(teacher), models.parameter_count(teacher))]
     device = scoring_device(settings)
-    score_teacher(entries, rows, task, device, cache)
+    weights = teacher_scores.model_hash(teacher)
+    score_teacher(entries, rows, task, device, cache, weights)
     knows = check_score(
         entries[0],
         report.reference(entries, rows, "validation", task),
@@ -84,11 +86,8 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
 
     student = make_student(cfg, pair, teacher, task)
     say(entries[0], student, losses, task, cfg, pair)
-    signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
-    signals += ("logits",) if task.scored_against_teacher else ()  # for validation
-    distillation = Distillation(
-        cfg, student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, logs
-    )
+    frozen = teach(cfg, entries[0], losses, rows, task, settings, weights, cache)
+    distillation = Distillation(cfg, student, task, losses, frozen, rows, settings, logs)
     fitted, trained = trainings(distillation, schemes)
     if not leads_alone(fitted):
         return None
@@ -114,7 +113,7 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
     """The rows as student and teacher read them while distilling."""
     rows = TextDataModule(
         data, pair.tokenizers, cache, cfg.data.batch_size, max_lengths(cfg), cfg.data.limit, cfg.data.num_workers,
-        cfg.seed, task.units, cfg.data.truncation == "cut",
+        cfg.seed, task.units, cfg.data.truncation == "cut", cfg.data.tokens_per_batch,
     )  # fmt: skip
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
     more = f", ... ({len(task.label_names)})" if len(task.label_names) > SHOWN else ""
@@ -124,15 +123,35 @@ def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task:
 
 
 def score_teacher(
-    entries: list[report.Entry], rows: TextDataModule, task: Task, device: torch.device, cache: Path
+    entries: list[report.Entry], rows: TextDataModule, task: Task, device: torch.device, cache: Path, weights: str
 ) -> None:
-    """Scores the one entry there is, with the answers that an earlier run kept."""
-    key = teacher_scores.scores_key(entries[0].model, rows, task, device)
+    """Scores the one entry there is, of these ``weights``, with the answers that an earlier run kept."""
+    key = teacher_scores.scores_key(weights, rows, task, device)
     entries[0].logits |= teacher_scores.read(cache, key)
     known = len(entries[0].logits)
     report.score(entries, rows, task, device)
     if known == 0 and local_rank() == 0:
         teacher_scores.keep(cache, key, entries[0].logits)
+
+
+def teach(
+    cfg: DictConfig, entry: report.Entry, losses: dict[str, Loss], rows: TextDataModule, task: Task,
+    settings: FitSettings, weights: str, cache: Path,
+) -> FrozenTeacher | None:  # fmt: skip
+    """Has the training rows carry what the losses need of the teacher, if it is kept; the teacher, if it is still
+    asked while training or validating.
+    """
+    signals = sorted({signal for loss in losses.values() for signal in loss.teacher_signals})
+    asked = ["logits"] if task.scored_against_teacher else []  # on validation
+    frozen = FrozenTeacher(entry.model, (*signals, *asked))
+    if signals:
+        how = CacheSettings(
+            cfg.cache, cfg.cache_dtype, settings.trainer["precision"], scoring_device(settings), settings.passes(rows)
+        )
+        kept = kept_signals(entry.model, weights, rows, task, how, cfg.teacher.name, cache, signals)
+        rows.splits["train"].kept = kept
+        signals = [] if kept else signals
+    return frozen if signals or asked else None
 
 
 def calibration_rows(schemes: Sequence[Settings], targets: Sequence[Target]) -> dict[str, int]:

@@ -22,15 +22,22 @@ FORMAT = 1
 OF_FILES = ("_name_or_path", "architectures", "dtype", "transformers_version")  # where a model lay, not what it is
 
 
-def scores_key(model: Any, data: TextDataModule, task: Task, device: torch.device) -> str:
-    """Everything that determines the logits of the scored rows; the student's tokenizer too, for units both read."""
+def model_hash(model: Any) -> str:
+    """Of everything that determines what a model answers: its class, its configuration, its weights."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in OF_FILES}
-    weights = hashlib.sha256(f"{type(model).__name__}{sorted(config.items(), key=str)}".encode())
+    found = hashlib.sha256(f"{type(model).__name__}{sorted(config.items(), key=str)}".encode())
     for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def scores_key(weights: str, data: TextDataModule, task: Task, device: torch.device) -> str:
+    """Everything that determines the logits of the scored rows, ``weights`` being the model's hash; the student's
+    tokenizer too, for units both read.
+    """
     return content_key(
-        format=FORMAT, weights=weights.hexdigest(), data=data.key, task=task.stored() | task.settings(),
+        format=FORMAT, weights=weights, data=data.key, task=task.stored() | task.settings(),
         tokenizers={role: tokenizer_key(tokenizer) for role, tokenizer in data.tokenizers.items()},
         device=device.type, torch=torch.__version__, transformers=transformers.__version__,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd.batches import Draw, Numbers
 from kd.errors import UserError
+from kd.ragged import Ragged
 
 UNLABELLED = -100  # the place is compared with the teacher's, but there is no label
 
@@ -24,10 +25,12 @@ class Units:
 
     ``labels`` are those of all rows, one after the other, as scoring sees them.
     ``unread`` counts those that no model can be asked about, since it reads nothing of them.
+    ``changing``: models are given other inputs in every epoch.
     """
 
     counts: dict[str, Numbers]
     unread = 0
+    changing = False
 
     @property
     def labels(self) -> Tensor:
@@ -86,6 +89,8 @@ class WordUnits(Units):
     def label(self, batch: dict[str, Any], draw: Draw) -> None:
         batch["labels"] = torch.cat([self.tags[row] for row in draw.rows])
         for role, asked in self.asked.items():
+            if role not in batch:  # a teacher whose signals are kept
+                continue
             batch[role] = batch[role] | {"places": flat([asked[row] for row in draw.rows], batch[role])}
 
 
@@ -97,6 +102,8 @@ class MaskUnits(Units):
     tokens are compared with the teacher, not only the chosen ones. All roles read the same tokens.
     """
 
+    changing = True
+
     def __init__(
         self, encodings: Mapping[str, Any], tokenizers: Mapping[str, Any], seed: int, share: float, everywhere: bool
     ) -> None:  # fmt: skip
@@ -105,16 +112,20 @@ class MaskUnits(Units):
         self.mask = tokenizer.mask_token_id
         special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
         self.words = np.array([i for i in range(len(tokenizer)) if i not in special])
-        self.ids = [np.array(ids) for ids in encodings["student"]["input_ids"]]
-        self.real = [np.flatnonzero(~np.isin(ids, [*special])) for ids in self.ids]
-        real = np.array([len(places) for places in self.real])
+        self.special = np.array([*special])
+        self.ids = Ragged(encodings["student"], "input_ids")
+        real = np.array([len(self.real(row)) for row in range(len(self.ids))])
         self.chosen = np.where(real > 0, np.maximum(1, np.rint(share * real)), 0).astype(int)
         self.counts = {"labels": self.chosen, "logits": real if everywhere else self.chosen}
+
+    def real(self, row: int) -> Numbers:
+        """Where a row has tokens that are none of the tokenizer's own."""
+        return np.flatnonzero(~np.isin(self.ids[row], self.special))
 
     def masked(self, row: int, epoch: int | None) -> tuple[Numbers, Numbers]:
         """The places of a row that were chosen, in order, and its ids with masks."""
         random = np.random.default_rng((row, 0) if epoch is None else (row, 1, self.seed, epoch))
-        places = np.sort(random.permutation(self.real[row])[: self.chosen[row]])
+        places = np.sort(random.permutation(self.real(row))[: self.chosen[row]])
         ids, way = self.ids[row].copy(), random.random(len(places))
         ids[places[way < 0.8]] = self.mask
         replaced = places[way >= 0.9]
@@ -124,7 +135,7 @@ class MaskUnits(Units):
     @property
     def labels(self) -> Tensor:
         return torch.from_numpy(
-            np.concatenate([ids[self.masked(row, None)[0]] for row, ids in enumerate(self.ids)]).astype(np.int64)
+            np.concatenate([self.ids[row][self.masked(row, None)[0]] for row in range(len(self.ids))]).astype(np.int64)
         )
 
     def label(self, batch: dict[str, Any], draw: Draw) -> None:
@@ -136,7 +147,7 @@ class MaskUnits(Units):
             places, ids = self.masked(row, draw.epoch)
             for padded in inputs.values():
                 padded[i, : len(ids)] = torch.from_numpy(ids)
-            asked.append(self.real[row] if every else places)
+            asked.append(self.real(row) if every else places)
             labels.append(np.where(np.isin(asked[-1], places), self.ids[row][asked[-1]], UNLABELLED))
         batch["labels"] = torch.from_numpy(np.concatenate(labels).astype(np.int64))
         for role, ids in inputs.items():

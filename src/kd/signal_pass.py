@@ -1,0 +1,171 @@
+"""One pass of a teacher over the training rows, as fast as it goes, into the files that kept_signals reads."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+from tqdm import tqdm
+
+from kd.batches import Draw, Numbers
+from kd.datamodule import Rows
+from kd.kept_signals import HEADS_FIRST, STORED, checksum, entries_of, file_of, of_tokens
+from kd.signals import Recorder
+from kd.store import rank, write_text
+
+TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}  # of one forward pass
+SAVED_SECONDS = 5.0  # what a kill may cost
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class TooLargeError(Exception):
+    """A value that the stored type cannot hold."""
+
+
+class SignalPass:
+    """Computes ``signals`` of all rows of a split. What was done before a kill is not done again.
+
+    Args:
+        model: the teacher, in eval mode.
+        directory: where the files are to be.
+        dtype: in which values are stored, a word of kept_signals.STORED.
+        precision: of the computation, as Lightning calls it.
+    """
+
+    def __init__(
+        self, model: Any, signals: Sequence[str], rows: Rows, directory: Path, dtype: str, precision: str,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.recorder = Recorder(model.to(device), signals)
+        self.rows, self.directory, self.dtype, self.device = rows, directory, dtype, device
+        self.lower = AUTOCAST.get(precision)
+        self.lengths, logits = rows.lengths_of("teacher"), rows.units.counts["logits"]
+        self.counts = {signal: entries_of(signal, self.lengths, logits) for signal in self.recorder.signals}
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each file, found by asking the teacher about the shortest row that is asked about at all."""
+        asked = np.where(self.rows.units.counts["logits"] > 0, self.lengths, self.lengths.max() + 1)
+        found = self.entries([int(np.argmin(asked))])
+        return {s: (int(self.counts[s].sum()), *entries.shape[1:]) for s, entries in found.items()}
+
+    @property
+    def bytes(self) -> int:
+        size = np.dtype(STORED[self.dtype]).itemsize
+        return sum(size * int(np.prod(shape)) for shape in self.shapes.values())
+
+    @torch.no_grad()
+    def entries(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Of some rows, the entries of one after those of the other, on the CPU, in the stored type.
+
+        Raises TooLargeError where that cannot hold them.
+        """
+        batch = self.rows[Draw(rows, {})]["teacher"]
+        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.autocast(self.device.type, dtype=self.lower, enabled=self.lower is not None):
+            found = self.recorder(**inputs)
+        real, made = inputs["attention_mask"].bool(), {}
+        for signal, tensor in found.items():
+            if signal.partition("/")[0] in HEADS_FIRST:
+                tensor = tensor.transpose(1, 2)
+            entries = (tensor[real] if of_tokens(signal) else tensor).to(getattr(torch, self.dtype))
+            if not bool(torch.isfinite(entries).all()):
+                raise TooLargeError(signal)
+            made[signal] = entries.cpu()
+        return made
+
+    def batches(self, done: Numbers) -> Iterator[list[int]]:
+        """The rows that are not done, longest first, as many as TOKENS has room for; rows of no place are too few to
+        matter.
+        """
+        order = np.argsort(-self.lengths, kind="stable")
+        order, start = order[done[order] == 0], 0
+        while start < len(order):
+            size = max(1, TOKENS[self.device.type] // int(self.lengths[order[start]]))
+            yield order[start : start + size].tolist()
+            start += size
+
+    def run(self, work: Path) -> None:
+        """Computes what is missing in ``work`` and moves the whole files to their directory."""
+        work.mkdir(parents=True, exist_ok=True)
+        files, done = self.opened(work)
+        bar = tqdm(
+            total=len(done), initial=int(done.sum()), desc="Teacher signals", unit="row", disable=rank() > 0,
+            mininterval=1.0,
+        )  # fmt: skip
+        pending: list[list[int]] = []
+        saved = time.monotonic()
+        try:
+            for rows in self.batches(done):
+                self.write(files, rows)
+                pending.append(rows)
+                bar.update(len(rows))
+                if time.monotonic() - saved > SAVED_SECONDS:
+                    self.save(files, done, pending)
+                    saved = time.monotonic()
+        finally:
+            self.save(files, done, pending)
+            bar.close()
+        self.publish(work, list(files))
+
+    def opened(self, work: Path) -> tuple[dict[str, Any], Any]:
+        """The files, with room for everything, and which rows are done. A file that does not fit is begun anew."""
+        path, shapes = work / "done.npy", self.shapes
+        begun = path.is_file() and all(file_of(work, signal).is_file() for signal in shapes)
+        if not begun:
+            for signal, shape in shapes.items():
+                open_memmap(file_of(work, signal), "w+", STORED[self.dtype], shape)
+                allocate(file_of(work, signal))  # a full disk is met here, not as a signal that kills
+            open_memmap(path, "w+", np.uint8, (len(self.lengths),))
+        return {signal: np.load(file_of(work, signal), mmap_mode="r+") for signal in shapes}, np.load(path, "r+")
+
+    def write(self, files: dict[str, Any], rows: list[int]) -> None:
+        for signal, entries in self.entries(rows).items():
+            counts = self.counts[signal]
+            values = (entries.view(torch.uint16) if self.dtype == "bfloat16" else entries).numpy()
+            if len(files[signal]) == len(counts) and (counts == 1).all():
+                files[signal][rows] = values
+                continue
+            starts, place = self.starts(signal), 0
+            for row in rows:
+                files[signal][starts[row] : starts[row + 1]] = values[place : place + counts[row]]
+                place += counts[row]
+
+    def starts(self, signal: str) -> Numbers:
+        return np.cumsum([0, *self.counts[signal]])
+
+    def save(self, files: dict[str, Any], done: Any, pending: list[list[int]]) -> None:
+        """First what was computed, then that it was."""
+        for file in files.values():
+            file.flush()
+        for rows in pending:
+            done[rows] = 1
+        done.flush()
+        pending.clear()
+
+    def publish(self, work: Path, signals: Sequence[str]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for signal in signals:
+            path = file_of(work, signal)
+            about = {"bytes": path.stat().st_size, "crc32": checksum(path)}
+            path.replace(file_of(self.directory, signal))
+            write_text(file_of(self.directory, signal).with_suffix(".json"), json.dumps(about))
+        shutil.rmtree(work)
+
+
+def allocate(path: Path) -> None:
+    """Takes the room on the disk for all of a file. Raises OSError where there is none."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -1,0 +1,221 @@
+"""Kept signals are the live ones, row by row, and are computed again only where something is another or broken."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import model
+
+from kd import signal_pass, teacher_scores
+from kd.batches import Draw
+from kd.datamodule import Rows, TextDataModule
+from kd.errors import UserError
+from kd.kept_signals import KeptSignals, completed, file_of
+from kd.lit_module import FrozenTeacher
+from kd.signal_cache import CacheSettings, kept_signals
+from kd.signals import Recorder
+from kd.tasks import Classification
+
+ALL = ("logits", "cls/1", "hidden/2", "embedding", "query/2", "key/2", "value/1", "attention/2")
+ON = CacheSettings("on", "float32", "32-true", torch.device("cpu"), 3.0)
+
+
+def kept(
+    teacher: Any, data: TextDataModule, cache: Path, settings: CacheSettings = ON, wanted: tuple[str, ...] = ALL
+) -> KeptSignals | None:
+    task = Classification(["negative", "positive"])
+    FrozenTeacher(teacher, ())
+    return kept_signals(teacher, teacher_scores.model_hash(teacher), data, task, settings, "t", cache, wanted)
+
+
+def found(teacher: Any, data: TextDataModule, cache: Path, settings: CacheSettings = ON) -> KeptSignals:
+    signals = kept(teacher, data, cache, settings)
+    assert signals is not None
+    return signals
+
+
+@torch.no_grad()
+def live(teacher: Any, rows: Rows, numbers: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    inputs = rows[Draw(numbers, {})]["teacher"]
+    return Recorder(teacher, ALL)(**inputs), inputs["attention_mask"].bool()
+
+
+def real(signal: str, tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Without what stands at padding."""
+    kind = signal.partition("/")[0]
+    if kind in ("hidden", "embedding"):
+        return tensor[mask]
+    if kind in ("query", "key", "value"):
+        return tensor.transpose(1, 2)[mask]
+    return (
+        tensor[(mask[:, None, :, None] & mask[:, None, None, :]).expand_as(tensor)] if kind == "attention" else tensor
+    )
+
+
+def test_in_float32_a_batch_of_the_pass_is_read_back_bit_by_bit(data: TextDataModule, tmp_path: Path) -> None:
+    teacher, rows = model(2, 32), data.splits["train"]
+    signals = found(teacher, data, tmp_path)
+    for numbers in signal_pass.SignalPass(
+        teacher, ["logits"], rows, tmp_path, "float32", "32-true", ON.device
+    ).batches(np.zeros(len(rows))):  # fmt: skip
+        expected, mask = live(teacher, rows, numbers)
+        made = completed(signals.of(numbers), ALL)
+        for signal in ALL:
+            assert torch.equal(real(signal, made[signal], mask), real(signal, expected[signal], mask)), signal
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 2e-6), ("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_shuffled_batches_read_what_the_teacher_would_say(
+    data: TextDataModule, tmp_path: Path, dtype: str, error: float
+) -> None:
+    teacher, rows = model(2, 32), data.splits["train"]
+    signals = found(teacher, data, tmp_path, replace(ON, dtype=dtype))
+    for draw in data.batches():  # of the sampler: shuffled, other batches than those of the pass
+        numbers = list(draw.rows)
+        expected, mask = live(teacher, rows, numbers)
+        made = completed(signals.of(numbers), ALL)
+        for signal in ALL:
+            assert made[signal].dtype == torch.float32
+            ours, theirs = real(signal, made[signal], mask), real(signal, expected[signal], mask)
+            bound = error * (8 if signal.startswith("attention") else 1)  # a product of two that were rounded
+            torch.testing.assert_close(ours, theirs, rtol=error, atol=bound)
+
+
+def test_batches_carry_them_in_workers_too_and_no_teacher_input(data: TextDataModule, tmp_path: Path) -> None:
+    teacher, rows = model(2, 32), data.splits["train"]
+    signals = found(teacher, data, tmp_path)
+    rows.kept = pickle.loads(pickle.dumps(signals))
+    data.num_workers = 2
+    draws = list(data.batches())
+    for draw, batch in zip(draws, data.loader("train", data.batches()), strict=True):
+        assert "teacher" not in batch
+        assert batch["rows"].tolist() == list(draw.rows)
+        for signal, tensor in signals.of(list(draw.rows)).items():
+            assert torch.equal(batch["signals"][signal], tensor)
+
+
+def test_a_second_run_asks_nothing_and_another_content_does(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = model(2, 32)
+    found(teacher, data, tmp_path)
+    asked: list[int] = []
+    entries = signal_pass.SignalPass.entries
+
+    def counted(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
+        asked.extend(rows)
+        return entries(self, rows)
+
+    monkeypatch.setattr(signal_pass.SignalPass, "entries", counted)
+    kept(teacher, data, tmp_path, wanted=("logits", "attention/2"))
+    assert not asked
+    assert "computed earlier" in capsys.readouterr().out
+    kept(teacher, data, tmp_path, wanted=("logits", "hidden/1"))
+    assert set(asked) == set(range(len(data.splits["train"])))
+    assert "hidden/1 of 64 rows" in capsys.readouterr().out
+    half, lower = replace(ON, dtype="float16"), replace(ON, precision="bf16-mixed")
+    others: list[tuple[Any, CacheSettings]] = [(model(2, 32, seed=1), ON), (teacher, half), (teacher, lower)]
+    for other, settings in others:
+        asked.clear()
+        kept(other, data, tmp_path, settings, wanted=("logits",))
+        assert asked
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "description"])
+def test_a_broken_file_is_named_and_made_anew(
+    data: TextDataModule, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = model(2, 32)
+    signals = found(teacher, data, tmp_path)
+    right = signals.of([3, 1])["cls/1"]
+    path = file_of(signals.directory, "cls/1")
+    stored = path.read_bytes()
+    if harm == "description":
+        path.with_suffix(".json").write_text("{")
+    else:
+        path.write_bytes(stored[:-8] if harm == "truncated" else stored[:-8] + bytes(8))
+    again = found(teacher, data, tmp_path)
+    assert path.stem in capsys.readouterr().out
+    assert torch.equal(again.of([3, 1])["cls/1"], right)
+    assert path.read_bytes() == stored
+
+
+def test_a_pass_that_was_killed_goes_on_where_it_was(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = model(2, 32)
+    whole = found(teacher, data, tmp_path / "whole").of(list(range(64)))
+    monkeypatch.setattr(signal_pass, "TOKENS", {"cpu": 100})
+    entries, asked = signal_pass.SignalPass.entries, list[int]()
+
+    def killed(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
+        if len(asked) > 30:
+            raise KeyboardInterrupt
+        asked.extend(rows)
+        return entries(self, rows)
+
+    monkeypatch.setattr(signal_pass.SignalPass, "entries", killed)
+    with pytest.raises(KeyboardInterrupt):
+        found(teacher, data, tmp_path / "part")
+    before = len(asked)
+    monkeypatch.setattr(signal_pass.SignalPass, "entries", entries)
+    plan: list[int] = []
+    write = signal_pass.SignalPass.write
+
+    def counted(self: signal_pass.SignalPass, files: dict[str, Any], rows: list[int]) -> None:
+        plan.extend(rows)
+        write(self, files, rows)
+
+    monkeypatch.setattr(signal_pass.SignalPass, "write", counted)
+    resumed = found(teacher, data, tmp_path / "part")
+    assert 0 < len(plan) <= 64 - (before - 3)  # all but what was done; up to three were asks about shapes
+    for signal, tensor in resumed.of(list(range(64))).items():
+        torch.testing.assert_close(tensor, whole[signal], rtol=2e-6, atol=2e-6)
+    assert not list((tmp_path / "part" / "signals").glob(".*.work"))
+
+
+def test_no_room_on_the_disk(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("kd.signal_cache.shutil.disk_usage", lambda _: usage._replace(free=2**28 + 1000))
+    with pytest.raises(UserError, match=r"cache=on: .* do not fit: they take .* MB, .* 268\.4 MB left"):
+        kept(model(2, 32), data, tmp_path)
+    assert kept(model(2, 32), data, tmp_path, replace(ON, when="auto")) is None
+    assert "computed in every step: they take" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_auto_and_off_say_why(data: TextDataModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = model(2, 32)
+    assert kept(teacher, data, tmp_path, replace(ON, when="off")) is None
+    assert "computed in every step: cache=off" in capsys.readouterr().out
+    assert kept(teacher, data, tmp_path, replace(ON, when="auto", passes=0.25)) is None
+    assert "the run reads 25 % of the training rows" in capsys.readouterr().out
+    data.splits["train"].units.changing = True
+    assert kept(teacher, data, tmp_path, replace(ON, when="auto")) is None
+    assert "others in every epoch" in capsys.readouterr().out
+
+
+def test_what_float16_cannot_hold_is_kept_in_bfloat16(
+    data: TextDataModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = model(2, 32)
+    with torch.no_grad():
+        teacher.classifier.bias.fill_(1e5)
+    signals = kept(teacher, data, tmp_path, replace(ON, dtype="float16"), ("logits",))
+    assert "logits has values that float16 cannot hold" in capsys.readouterr().out
+    assert signals is not None
+    assert signals.of([0])["logits"].dtype == torch.bfloat16
+    torch.testing.assert_close(signals.of([0])["logits"].float(), torch.full((1, 2), 1e5), rtol=1e-2, atol=0)
+    with torch.no_grad():
+        teacher.classifier.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="no finite numbers"):
+        kept(teacher, data, tmp_path, replace(ON, dtype="float16"), ("logits",))
