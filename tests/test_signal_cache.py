@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 import shutil
+import signal as signals_of_the_system
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import SMALL, TWO_RANKS, stopped, train
 from conftest import model
 
 from kd import signal_pass, teacher_scores
@@ -219,3 +222,33 @@ def test_what_float16_cannot_hold_is_kept_in_bfloat16(
         teacher.classifier.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="no finite numbers"):
         kept(teacher, data, tmp_path, replace(ON, dtype="float16"), ("logits",))
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: float(row[key]) for key in row if key.startswith("train/loss") and row[key]} for row in rows]
+
+
+@pytest.mark.slow
+def test_two_ranks_with_workers_learn_the_same_from_kept_signals_after_a_kill(tmp_path: Path) -> None:
+    lines = [
+        *SMALL, *TWO_RANKS, "method=feature", "quant=none", "report.measure=false", "logger=csv", "data.num_workers=2",
+        "trainer.log_every_n_steps=1", "cache_dtype=float32",
+    ]  # fmt: skip
+    live = train(tmp_path, *lines, "cache=off", f"hydra.run.dir={tmp_path / 'live'}")
+    assert live.returncode == 0, live.stderr
+    assert "computed in every step: cache=off" in live.stdout
+    begun = tmp_path / "cache" / "signals"
+    stopped(
+        tmp_path, *lines, f"hydra.run.dir={tmp_path / 'killed'}", cache=tmp_path / "cache",
+        when=lambda: bool(list(begun.glob(".*.work/done.npy"))), signal_number=signals_of_the_system.SIGKILL,
+    )  # fmt: skip
+    kept = train(tmp_path, *lines, f"hydra.run.dir={tmp_path / 'kept'}")
+    assert kept.returncode == 0, kept.stderr
+    assert "are computed once and kept in" in kept.stdout
+    ours, theirs = losses(tmp_path / "kept"), losses(tmp_path / "live")
+    assert len(ours) == len(theirs) > 6
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    assert not list(begun.glob(".*.work"))
