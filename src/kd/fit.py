@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from kd.callbacks import LossWatch, Progress, RestoreBest, ValidateLastStep
 from kd.checkpoint import LAST, WholeFiles, check
 from kd.datamodule import TextDataModule
+from kd.fast_dropout import TrainsWithFastDropout
 from kd.gradients import GradientWatch
 from kd.last_state import LastState
 from kd.lit_module import DistillationModule, FrozenTeacher
@@ -136,7 +137,7 @@ def fit(
         checkpoints, filename="best-step{step}", auto_insert_metric_name=False, monitor=f"val/{task.select}",
         mode="max" if task.higher_is_better else "min", save_weights_only=True, enable_version_counter=False,
     )  # fmt: skip
-    own = [Progress(title), watch, state, best, ValidateLastStep(), RestoreBest()]
+    own = [Progress(title), TrainsWithFastDropout(), watch, state, best, ValidateLastStep(), RestoreBest()]
     trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])
     module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients)
     if last.is_file():

@@ -1,0 +1,61 @@
+"""Dropout for the CPU that draws 16 random bits for each number instead of one float: half the time of torch's own.
+
+What is dropped has the probability p to the nearest 1/65536, and what is kept is scaled by just that, so that the mean
+is exact. Elsewhere the same module is torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+LEVELS = 2**16
+LOWEST = -(2**63)
+
+
+class DropByBits(torch.autograd.Function):
+    """``x`` times a mask of 0 and 1 / (1 - p), drawn from torch's generator; p is ``dropped`` of LEVELS."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(LOWEST, None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+        mask = (bits >= dropped - LEVELS // 2).view(torch.int8).to(x.dtype)
+        mask *= LEVELS / (LEVELS - dropped)
+        ctx.save_for_backward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] * ctx.saved_tensors[0], None
+
+
+class FastDropout(nn.Dropout):
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.dropout(input, self.p, self.training, self.inplace)
+        dropped = round(self.p * LEVELS)
+        found: Tensor = DropByBits.apply(input, dropped) if 0 < dropped < LEVELS else F.dropout(input, self.p)  # type: ignore[no-untyped-call]
+        return found
+
+
+class TrainsWithFastDropout(Callback):
+    """The student's dropout is the fast one while it trains; what is made of it afterwards knows nothing of it."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for module in pl_module.modules():
+            if type(module) is nn.Dropout:
+                module.__class__ = FastDropout
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for module in pl_module.modules():
+            if type(module) is FastDropout:
+                module.__class__ = nn.Dropout  # type: ignore[assignment]
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
