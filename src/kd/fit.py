@@ -18,6 +18,7 @@ from kd.checkpoint import LAST, WholeFiles, check
 from kd.datamodule import TextDataModule
 from kd.gradients import GradientWatch
 from kd.last_state import LastState
+from kd.lazy_embeddings import decide
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
 from kd.tasks.base import Task
@@ -33,6 +34,7 @@ class FitSettings:
     warmup: float
     seed: int
     checkpoint_seconds: float = 300.0
+    lazy_embeddings: bool | str = "auto"
 
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         from transformers import get_scheduler
@@ -60,6 +62,12 @@ def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
     assert trainer.max_epochs is not None
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def tokens_of_a_step(trainer: L.Trainer, data: TextDataModule) -> float:
+    """The mean over optimizer steps, of all ranks."""
+    batches = len(data.batches(ranks=trainer.world_size))
+    return float(data.splits["train"].lengths.sum()) / math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 @contextlib.contextmanager
@@ -129,7 +137,11 @@ def fit(
     )  # fmt: skip
     own = [Progress(title), watch, state, best, ValidateLastStep(), RestoreBest()]
     trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])
-    module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients)
+    device, tokens = trainer.strategy.root_device.type, tokens_of_a_step(trainer, data)
+    module = DistillationModule(
+        student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients,
+        decide(settings.lazy_embeddings, student, settings.optimizer, device, tokens),
+    )  # fmt: skip
     if last.is_file():
         check(last, key, trainer.world_size)
     with state.listening(), no_rank_left_behind(trainer):
