@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kd import lazy_rows
-from kd.callbacks import QuantizationCallback
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.fit import FitSettings, fit
 from kd.gradients import GradientWatch
+from kd.grid import Grid
 from kd.lazy_embeddings import why_not
 from kd.lazy_rows import LazyAdamW
 from kd.lit_module import DistillationModule
 from kd.losses import HardLabelLoss
+from kd.quantized_embedding import FakeQuantizedEmbedding
 from kd.schemes import Settings
 from kd.sources import TextData
 from kd.tasks import Classification
@@ -44,10 +45,10 @@ def test_as_adamw_in_float64(size: float, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(lazy_rows, "LONGEST", 300)
     torch.manual_seed(0)
     start = 0.05 * torch.randn(ROWS, WIDTH)
-    tables = [nn.Embedding.from_pretrained(start.to(t), freeze=False) for t in (torch.float32, torch.float64)]
-    tables.append(nn.Embedding.from_pretrained(start.clone(), freeze=False))
-    optimizers = [LazyAdamW([tables[0].weight], **ADAMW.keywords), *(ADAMW([t.weight]) for t in tables[1:])]
-    rows = optimizers[0].attach(tables[0])  # type: ignore[attr-defined]
+    kinds = (torch.float32, torch.float64, torch.float32)
+    tables = [nn.Embedding(ROWS, WIDTH, _weight=start.to(kind, copy=True)) for kind in kinds]
+    optimizers: list[Any] = [LazyAdamW([tables[0].weight], **ADAMW.keywords), *(ADAMW([t.weight]) for t in tables[1:])]
+    rows = optimizers[0].attach(tables[0])
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(step / 20, 1) * (1 - step / STEPS)) for o in optimizers
     ]
@@ -56,6 +57,7 @@ def test_as_adamw_in_float64(size: float, monkeypatch: pytest.MonkeyPatch) -> No
         read = tables[0](ids)
         assert (read - tables[1].weight[ids]).abs().max() < 1e-6
         read.backward(gradient)
+        assert tables[0].weight.grad is not None
         whole = tables[0].weight.grad.to_dense()
         tables[1].weight.grad, tables[2].weight.grad = whole.double(), whole
         for each in (*optimizers, *schedules):
@@ -86,13 +88,11 @@ class Watch(Callback):
         self.weights = {name: tensor.clone() for name, tensor in pl_module.student.state_dict().items()}
 
 
-def trained(
-    text: TextData, directory: Path, lazy: bool, watch: Watch, callbacks: tuple[Any, ...] = (), **fields: Any
-) -> DistillationModule:
+def trained(text: TextData, directory: Path, lazy: bool, watch: Watch, **fields: Any) -> DistillationModule:
     data = TextDataModule(text, {"student": text.tokenizer}, directory.parent / "cache", 4, 32, 60)
     trainer = {
-        "accelerator": "cpu", "devices": 1, "strategy": "auto", "max_epochs": 3, "max_steps": -1, "precision": "32-true",
-        "accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "log_every_n_steps": 5,
+        "accelerator": "cpu", "devices": 1, "strategy": "auto", "max_epochs": 3, "max_steps": -1,
+        "precision": "32-true", "accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "log_every_n_steps": 5,
     }  # fmt: skip
     how = FitSettings(trainer, ADAMW, "linear", 0.1, 0, checkpoint_seconds=0.0, lazy_embeddings=lazy)
     task, loss = Classification(["negative", "positive"]), HardLabelLoss(weight=1.0)
@@ -100,7 +100,7 @@ def trained(
     loss.setup(student.config, student.config, task)
     gradients = GradientWatch()
     return fit(
-        student, task, {"hard": loss}, None, data, how, directory, "key", "test", callbacks=[*callbacks, watch],
+        student, task, {"hard": loss}, None, data, how, directory, "key", "test", callbacks=[watch],
         gradients=gradients,
     ).module  # fmt: skip
 
@@ -119,22 +119,29 @@ def test_a_training_ends_alike(text: TextData, tmp_path: Path, kind: str) -> Non
         trained(text, tmp_path / str(lazy), lazy, watch, model_type=kind)
         for lazy, watch in zip((True, False), watches, strict=True)
     )
-    assert one.rows is not None and two.rows is None
+    assert one.rows is not None
+    assert two.rows is None
     assert (one.rows.mean != 0).any(1).sum() < len(one.rows.mean) / 2  # most rows were never in a batch
     assert_close(watches[0].weights, watches[1].weights)
     for lazy, dense in zip(watches[0].validated, watches[1].validated, strict=True):
         torch.testing.assert_close(lazy, dense, atol=2e-6, rtol=1e-5)
     embedding = one.student.get_input_embeddings()
-    assert not embedding.sparse and not embedding._forward_pre_hooks
+    assert not embedding.sparse
+    assert not embedding._forward_pre_hooks
 
 
-def test_a_quantized_training_ends_alike(text: TextData, tmp_path: Path) -> None:
-    watches = [Watch(), Watch()]
-    for lazy, watch in zip((True, False), watches, strict=True):
-        callback = QuantizationCallback(Settings("int8_weight_only_qat", "int8_weight_only", qat=True), None)  # type: ignore[arg-type]
-        trained(text, tmp_path / str(lazy), lazy, watch, (callback,))
-        assert callback.result is not None
-    assert_close(watches[0].weights, watches[1].weights)
+def test_rounded_rows_have_the_same_gradient() -> None:
+    """A training is not compared: a bit more or less rounds a weight the other way."""
+    ids, grid = draws(1), Grid.of(8, Settings("int8_qat", "int8_dynamic_trained", qat=True))
+    plain = nn.Embedding(ROWS, WIDTH, padding_idx=3)
+    found: list[Any] = []
+    for plain.sparse in (False, True):
+        plain.weight.grad = None
+        FakeQuantizedEmbedding.of(plain, grid)(ids).sin().sum().backward()
+        found.append(plain.weight.grad)
+    dense, sparse = found
+    assert sparse.is_sparse
+    torch.testing.assert_close(sparse.to_dense(), dense)
 
 
 def test_gone_on_to_the_bit(text: TextData, tmp_path: Path) -> None:
@@ -169,6 +176,7 @@ def on_rank(rank: int) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     (dense, lazy), (_, other) = on_two_ranks(on_rank, tmp_path)
     assert torch.equal(lazy, other)
@@ -186,7 +194,7 @@ def test_where_steps_are_dense() -> None:
         ("betas", why(functools.partial(torch.optim.AdamW, betas=(0.99, 0.95)))),
         ("cuda device wait", why(device="cuda")),
     ):
-        assert found is not None and says in found
+        assert says in str(found)
     frozen, tied = model(), model()
     frozen.get_input_embeddings().weight.requires_grad_(False)
     tied.decoder = nn.Linear(1, 1)

@@ -64,7 +64,9 @@ def frozen_contradictions(cfg: DictConfig) -> list[str]:
         why = "with data.task=masked_lm they are the decoder, too"
     elif cfg.trainer.get("lazy_embeddings") is True:
         why = "with trainer.lazy_embeddings=true they would be updated"
-    return [f"student.freeze_embeddings=true keeps word embeddings as they start, and {why}: leave it out."] if why else []
+    return (
+        [f"student.freeze_embeddings=true keeps word embeddings as they start, and {why}: leave it out."] if why else []
+    )
 
 
 def shape_contradictions(cfg: DictConfig) -> list[str]:

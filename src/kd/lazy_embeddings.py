@@ -49,7 +49,9 @@ def why_not(student: Any, optimizer: Callable[..., Any], device: str) -> str | N
     if set_other:
         return f"optimizer.{set_other[0]}=true is done for all rows"
     if isinstance(rate, torch.Tensor) or not (settings["eps"] > 0 and 0.9 <= beta2 < 1 and beta1**2 < beta2):
-        return "of optimizer.eps above 0 and betas with beta2 from 0.9 and beta1 below its root alone the sums are known"
+        return (
+            "of optimizer.eps above 0 and betas with beta2 from 0.9 and beta1 below its root alone the sums are known"
+        )
     if device != "cpu":
         return f"finding the rows makes a {device} device wait, where a dense step is short"
     if not embedding.weight.requires_grad:

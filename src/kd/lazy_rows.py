@@ -4,9 +4,10 @@ A batch touches a few hundred of tens of thousands of rows. The others have a gr
 moves them at every step: weight decay, and what is left of their moments. Such steps can wait and be taken at once. A
 row with the moments m, v after step a has moved, when it is read after step t, with j = s - a, by
 
-    w_t = w_a prod_{s=a+1..t} (1 - lr_s decay) - m sum_s c_s / (sqrt(v) + e_s),        m_t = m b1^(t-a), v_t = v b2^(t-a)
+    w_t = w_a prod_{s=a+1..t} (1 - lr_s decay) - m sum_s c_s / (sqrt(v) + e_s)
     c_s = lr_s sqrt(1 - b2^s) / (1 - b1^s) (b1 / sqrt(b2))^j prod_{r=s+1..t} (1 - lr_r decay)
     e_s = eps sqrt(1 - b2^s) b2^(-j/2)
+    m_t = m b1^(t-a), v_t = v b2^(t-a)
 
 (torch.optim.AdamW's update with m b1^j and v b2^j put in, numerator and denominator divided by b2^(j/2)). The sums of
 c, c e and c e^2 are kept in float64 for every a since all rows were last up to date, so that the sum over s is two
@@ -66,7 +67,7 @@ class LazyRows:
 
     def before_reading(self, embedding: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if embedding.training:
-            self.catch_up(inputs[0].unique())
+            self.catch_up(torch.unique(inputs[0]))
         else:
             self.flush()
 
@@ -75,7 +76,7 @@ class LazyRows:
         """All rows up to date."""
         if self.start == self.step:
             return
-        for rows in torch.arange(len(self.table)).split(CHUNK):
+        for rows in torch.split(torch.arange(len(self.table)), CHUNK):
             self.catch_up(rows)
         self.start = self.step
         self.sums.zero_()[DECAY] = 1.0
@@ -114,7 +115,7 @@ class LazyRows:
         """The move of single elements, term by term: ``[N]`` each."""
         gaps = torch.arange(1, self.reach + 1)
         found = []
-        for one in torch.arange(len(mean)).split(CHUNK):
+        for one in torch.split(torch.arange(len(mean)), CHUNK):
             places = since[one, None] + gaps - 1
             missed = places < self.step - self.start
             places = places.where(missed, 0)
@@ -192,7 +193,7 @@ class LazyAdamW(torch.optim.AdamW):
         self.rows = LazyRows(embedding, self.group)
         return self.rows
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -180,7 +180,7 @@ class DistillationModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        parameters = [p for p in self.parameters() if p.grad is not None]
+        parameters: list[Tensor] = [p for p in self.parameters() if p.grad is not None]
         if self.rows is not None:
             parameters = [p for p in parameters if p is not self.rows.table] + self.rows.touched()
         norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
@@ -189,7 +189,7 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
