@@ -123,7 +123,7 @@ class DistillationModule(L.LightningModule):
         for name, (value, _) in found.items():
             bad = ~torch.isfinite(value) & (self.first_bad[name] < 0)
             self.first_bad[name] = torch.where(bad, self.trainer.global_step, self.first_bad[name])
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not self.logs_this_step():
             return
         sums = torch.stack([torch.stack(pair) for pair in found.values()])
         if batch_idx % self.trainer.accumulate_grad_batches:
@@ -135,6 +135,9 @@ class DistillationModule(L.LightningModule):
         self.log_dict({f"train/loss/{name}": mean for name, mean in means.items()})
         self.log_dict({f"train/weight/{name}": self.weight(name) for name in self.terms if self.changes(name)})
         self.log("train/loss", torch.stack([self.weight(name) * mean for name, mean in means.items()]).sum())
+
+    def logs_this_step(self) -> bool:
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined,no-any-return]
 
     def changes(self, name: str) -> bool:
         """Whether a term's weight is another one at other steps."""
@@ -183,9 +186,14 @@ class DistillationModule(L.LightningModule):
         parameters: list[Tensor] = [p for p in self.parameters() if p.grad is not None]
         if self.rows is not None:
             parameters = [p for p in parameters if p is not self.rows.table] + self.rows.touched()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
-        self.log("train/grad_norm", norm)
-        self.log("train/lr", torch.full((), optimizer.param_groups[0]["lr"], device=self.device))
+        if gradient_clip_val or self.logs_this_step():
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            # on a CPU the norm is there to be looked at, and most gradients need no clipping
+            if gradient_clip_val and not (norm.device.type == "cpu" and norm + 1e-6 <= gradient_clip_val):
+                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+            if self.logs_this_step():
+                self.log("train/grad_norm", norm)
+                self.log("train/lr", torch.full((), optimizer.param_groups[0]["lr"], device=self.device))
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
