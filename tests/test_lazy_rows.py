@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kd import lazy_rows
+from kd.command_line import compose
+from kd.contradictions import frozen_contradictions
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.fit import FitSettings, fit
@@ -201,3 +203,18 @@ def test_where_steps_are_dense() -> None:
     tied.decoder.weight = tied.get_input_embeddings().weight
     assert why_not(frozen, ADAMW, "cpu") == "they are frozen"
     assert "decoder" in str(why_not(tied, ADAMW, "cpu"))
+
+
+def test_frozen_embeddings_are_refused_where_they_make_no_sense() -> None:
+    def says(*lines: str) -> list[str]:
+        return frozen_contradictions(compose(["student=bert_mini", "paths.output=x", *lines]))
+
+    frozen = "student.freeze_embeddings=true"
+    assert says() == says(frozen) == []
+    for line, why in (
+        ("student.weights=random", "stay random"),
+        ("data.task=masked_lm", "the decoder, too"),
+        ("trainer.lazy_embeddings=true", "would be updated"),
+    ):
+        (found,) = says(frozen, line)
+        assert why in found
