@@ -90,6 +90,7 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
 
 def fit_settings(cfg: DictConfig) -> FitSettings:
     trainer = trainer_settings(cfg)
+    lazy = trainer.pop("lazy_embeddings", "auto")
     arguments = container(cfg.optimizer)
     if trainer["precision"] == "16-mixed" and arguments.get("fused"):
         raise UserError(
@@ -107,7 +108,8 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer: {cfg.optimizer._target_} refuses these settings: {error}.") from error
     return FitSettings(
-        trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed, cfg.checkpoint.every_seconds
+        trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed, cfg.checkpoint.every_seconds,
+        lazy,
     )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ def check_values(cfg: DictConfig) -> None:
         is_list = key in OR_A_LIST and isinstance(value, ListConfig)
         if value is not None and value not in words and not is_list:
             more = ", or a list" if key in OR_A_LIST else ""
-            raise UserError(f"{key}={value}:{nearest(str(value), words)} Known: {', '.join(words)}{more}.")
+            names = [str(word).lower() if isinstance(word, bool) else word for word in words]
+            raise UserError(f"{key}={value}:{nearest(str(value), names)} Known: {', '.join(names)}{more}.")
     for key in POSITIVE:
         value = value_of(cfg, key)
         if value is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from kd.architecture import FAMILIES, POOLINGS, SHAPE
 from kd.labels import KINDS
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | bool, ...]] = {
     "cache": ("auto", "on", "off"),
     "cache_dtype": ("float16", "bfloat16", "float32"),
     "teacher.pooling": POOLINGS,
     "student.pooling": POOLINGS,
+    "student.freeze_embeddings": (True, False),
     "data.truncation": ("cut", "error"),
     "data.task": tuple(KINDS),
     "data.masked_lm.compare": ("masked", "all"),
@@ -26,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
     "schedule.name": ("linear", "cosine", "constant"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "trainer.lazy_embeddings": ("auto", True, False),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "trainer.strategy": ("auto", "ddp"),
     "teacher.architecture.model_type": tuple(FAMILIES),

@@ -32,7 +32,7 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"student.architecture.hidden_size={cfg.student.architecture.hidden_size}: student=layers is as wide as "
             f"its teacher ({teacher.architecture.hidden_size}); leave it out, or name another student."
         )
-    found += pooling_contradictions(cfg) + vector_contradictions(cfg)
+    found += pooling_contradictions(cfg) + vector_contradictions(cfg) + frozen_contradictions(cfg)
     if data.task != "masked_lm" and dict(data.masked_lm) != MASKED:
         found.append(
             f"data.masked_lm is read with data.task=masked_lm, not with data.task={data.task or 'null'}: leave it out."
@@ -56,6 +56,22 @@ def contradictions(cfg: DictConfig) -> list[str]:
     if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
         found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
     return found
+
+
+def frozen_contradictions(cfg: DictConfig) -> list[str]:
+    """Word embeddings that would stay random, or that are a decoder, too."""
+    why = None
+    if not cfg.student.get("freeze_embeddings"):
+        return []
+    if cfg.student.weights == "random":
+        why = "with student.weights=random they would stay random"
+    elif cfg.data.task == "masked_lm":
+        why = "with data.task=masked_lm they are the decoder, too"
+    elif cfg.trainer.get("lazy_embeddings") is True:
+        why = "with trainer.lazy_embeddings=true they would be updated"
+    return (
+        [f"student.freeze_embeddings=true keeps word embeddings as they start, and {why}: leave it out."] if why else []
+    )
 
 
 def shape_contradictions(cfg: DictConfig) -> list[str]:

@@ -19,6 +19,7 @@ from kd.datamodule import TextDataModule
 from kd.fast_dropout import TrainsWithFastDropout
 from kd.gradients import GradientWatch
 from kd.last_state import LastState
+from kd.lazy_embeddings import decide
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
 from kd.tasks.base import Task
@@ -34,6 +35,7 @@ class FitSettings:
     warmup: float
     seed: int
     checkpoint_seconds: float = 300.0
+    lazy_embeddings: bool | str = "auto"
 
     def passes(self, data: TextDataModule) -> float:
         """Over the training rows, that a training makes, whatever ends it."""
@@ -70,6 +72,12 @@ def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
     assert trainer.max_epochs is not None
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def tokens_of_a_step(trainer: L.Trainer, data: TextDataModule) -> float:
+    """The mean over optimizer steps, of all ranks."""
+    batches = len(data.batches(ranks=trainer.world_size))
+    return float(data.splits["train"].lengths.sum()) / math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 @contextlib.contextmanager
@@ -139,7 +147,11 @@ def fit(
     )  # fmt: skip
     own = [Progress(title), TrainsWithFastDropout(), watch, state, best, ValidateLastStep(), RestoreBest()]
     trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])
-    module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients)
+    device, tokens = trainer.strategy.root_device.type, tokens_of_a_step(trainer, data)
+    module = DistillationModule(
+        student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients,
+        decide(settings.lazy_embeddings, student, settings.optimizer, device, tokens),
+    )  # fmt: skip
     if last.is_file():
         check(last, key, trainer.world_size)
     with state.listening(), no_rank_left_behind(trainer):

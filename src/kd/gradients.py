@@ -105,7 +105,7 @@ def active_of(weights: Mapping[str, float]) -> list[str]:
 def gradient_norm(mean: Tensor, parameters: Sequence[nn.Parameter]) -> float:
     """Of the gradient over all ranks: each rank's part is divided by the global count already."""
     gradients = torch.autograd.grad(SCALE * mean, parameters, retain_graph=True, allow_unused=True)
-    flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+    flat = torch.cat([gradient.to_dense().flatten() for gradient in gradients if gradient is not None])
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(flat)
     return float(flat.norm()) / SCALE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from kd.errors import UserError
 from kd.gradients import GradientWatch
 from kd.kept_signals import completed
+from kd.lazy_rows import LazyAdamW, LazyRows
 from kd.losses.base import Batch, Loss, Signals
 from kd.signals import Recorder
 from kd.tasks.base import Task
@@ -43,6 +46,7 @@ class DistillationModule(L.LightningModule):
         optimizer: from parameter groups to an optimizer; biases and norms are in a group without weight decay.
         schedule: from ``(optimizer, steps)`` to a learning-rate scheduler stepped every step.
         steps: of the optimizer, in the whole training.
+        lazy: the word embeddings' rows are updated when they are read; ``optimizer`` then is a partial of AdamW.
         gradients: looks at each term's share of the gradient, and may balance the weights by it.
     """
 
@@ -53,7 +57,7 @@ class DistillationModule(L.LightningModule):
         self, student: Any, task: Task, losses: dict[str, Loss], teacher: FrozenTeacher | None,
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler], steps: int,
-        gradients: GradientWatch | None = None,
+        gradients: GradientWatch | None = None, lazy: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.student = student
@@ -67,6 +71,11 @@ class DistillationModule(L.LightningModule):
         self.schedule = schedule
         self.steps = steps
         self.gradients = gradients
+        self.lazy = lazy
+        self.rows: LazyRows | None = None  # once there is an optimizer
+
+    def setup(self, stage: str) -> None:
+        self.student.get_input_embeddings().sparse = self.lazy  # before DDP asks which gradients are sparse
 
     def on_fit_start(self) -> None:
         if self.trainer.global_rank > 0:  # dropout of its own; the first rank's is that of a run on one device
@@ -121,7 +130,7 @@ class DistillationModule(L.LightningModule):
         for name, (value, _) in found.items():
             bad = ~torch.isfinite(value) & (self.first_bad[name] < 0)
             self.first_bad[name] = torch.where(bad, self.trainer.global_step, self.first_bad[name])
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not self.logs_this_step():
             return
         sums = torch.stack([torch.stack(pair) for pair in found.values()])
         if batch_idx % self.trainer.accumulate_grad_batches:
@@ -133,6 +142,9 @@ class DistillationModule(L.LightningModule):
         self.log_dict({f"train/loss/{name}": mean for name, mean in means.items()})
         self.log_dict({f"train/weight/{name}": self.weight(name) for name in self.terms if self.changes(name)})
         self.log("train/loss", torch.stack([self.weight(name) * mean for name, mean in means.items()]).sum())
+
+    def logs_this_step(self) -> bool:
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined,no-any-return]
 
     def changes(self, name: str) -> bool:
         """Whether a term's weight is another one at other steps."""
@@ -146,6 +158,14 @@ class DistillationModule(L.LightningModule):
             labels = self.teacher(batch["teacher"])["logits"].float()
         self.metrics.update(self.task.digest(logits, labels), labels)
 
+    def on_validation_start(self) -> None:
+        if self.rows is not None:
+            self.rows.flush()
+
+    def on_train_end(self) -> None:
+        if self.rows is not None:
+            self.rows.detach()
+
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})
         self.metrics.reset()
@@ -155,6 +175,12 @@ class DistillationModule(L.LightningModule):
             checkpoint["gradients"] = self.gradients.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        lazy = "rows" in checkpoint["optimizer_states"][0]
+        if lazy != self.lazy:
+            raise UserError(
+                f"The run was saved with word embeddings updated {'when they are read' if lazy else 'at every step'}, "
+                "which this machine does not do with trainer.lazy_embeddings as it is: resume it where it ran."
+            )
         if self.gradients is not None:
             self.gradients.load_state_dict(checkpoint["gradients"])
 
@@ -164,16 +190,29 @@ class DistillationModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
-        self.log("train/grad_norm", norm)
-        self.log("train/lr", torch.full((), optimizer.param_groups[0]["lr"], device=self.device))
+        parameters: list[Tensor] = [p for p in self.parameters() if p.grad is not None]
+        if self.rows is not None:
+            parameters = [p for p in parameters if p is not self.rows.table] + self.rows.touched()
+        if gradient_clip_val or self.logs_this_step():
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            # on a CPU the norm is there to be looked at, and most gradients need no clipping
+            if gradient_clip_val and not (norm.device.type == "cpu" and norm + 1e-6 <= gradient_clip_val):
+                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+            if self.logs_this_step():
+                self.log("train/grad_norm", norm)
+                self.log("train/lr", torch.full((), optimizer.param_groups[0]["lr"], device=self.device))
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = self.optimizer(groups)
+        if self.lazy:
+            assert isinstance(self.optimizer, functools.partial)
+            optimizer: torch.optim.Optimizer = LazyAdamW(groups, **self.optimizer.keywords)
+            self.rows = optimizer.attach(self.student.get_input_embeddings())  # type: ignore[attr-defined]
+        else:
+            optimizer = self.optimizer(groups)
         scheduler = self.schedule(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

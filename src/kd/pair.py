@@ -211,4 +211,7 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
         models.check_positions("student", pair.tokenizers["student"], student.config, cfg.data.max_length)
     if cfg.student.overrides and cfg.student.weights != "random":
         student = models.with_fields(student, student_overrides(cfg))
+    if cfg.student.get("freeze_embeddings"):
+        student.get_input_embeddings().weight.requires_grad_(False)
+        pair.made["word embeddings"] = "frozen"
     return student

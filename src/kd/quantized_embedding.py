@@ -44,12 +44,12 @@ class FakeQuantizedEmbedding(nn.Embedding):
     def of(cls, embedding: nn.Embedding, grid: Grid) -> FakeQuantizedEmbedding:
         made = cls(1, 1, padding_idx=None)
         made.num_embeddings, made.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        made.padding_idx, made.weight = embedding.padding_idx, embedding.weight
+        made.padding_idx, made.weight, made.sparse = embedding.padding_idx, embedding.weight, embedding.sparse
         made.grid = grid
         return made.train(embedding.training)
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = F.embedding(ids, self.weight, self.padding_idx)
+        rows = F.embedding(ids, self.weight, self.padding_idx, sparse=self.sparse)
         return rounded(rows, self.grid) if self.enabled else rows
 
     def plain(self) -> nn.Embedding:
