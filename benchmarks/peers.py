@@ -14,24 +14,26 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kd.noise import silence, silence_transformers
 
 silence()
 
+from kd.table import markdown_table  # noqa: E402
 from speed import kd_options, measure, prepare  # noqa: E402
 from speed.measure import Measured  # noqa: E402
 from speed.table import describe, keep, machine, rotated, table  # noqa: E402
 from speed.work import Work  # noqa: E402
 
 Program = Callable[[Work], Measured]
-SETTINGS = {  # of the Trainer, as its documentation offers them
+SETTINGS: dict[str, dict[str, Any]] = {  # of the Trainer, as its documentation offers them
     "Trainer": {},
     "Trainer, 2 workers": {"dataloader_num_workers": 2},
     "Trainer, grouped by length": {"train_sampling_strategy": "group_by_length"},
@@ -41,7 +43,7 @@ SETTINGS = {  # of the Trainer, as its documentation offers them
 
 
 def programs(part: int, slow_part: int) -> dict[str, Program]:
-    """By the names in the table. The padded ones take several times as long for a step: fewer of theirs are measured."""
+    """By the names in the table. A padded step takes several times as long: fewer of those are measured."""
     fast = kd_options.fastest()
     made: dict[str, Program] = {"kd": lambda work: measure.kd(work, fast)}
     for name, setting in SETTINGS.items():
@@ -82,7 +84,9 @@ def speed(arguments: argparse.Namespace, works: list[Work]) -> None:
     chosen = {name: program for name, program in chosen.items() if name in (arguments.programs or chosen)}
     for work in works:
         found = rounds_of(work, chosen, arguments.rounds)
-        print(f"\n{work.method}: {work.rows} rows, {work.epochs} epochs, batches of {work.batch}, {work.threads} threads")
+        print(
+            f"\n{work.method}: {work.rows} rows, {work.epochs} epochs, batches of {work.batch}, {work.threads} threads"
+        )
         print(table(found, work.rows * work.epochs, next(iter(found))) + "\n", flush=True)
         kept[work.method] = {"work": work, "rounds": found}
     keep(arguments.out, {"machine": about, "methods": kept})
@@ -90,25 +94,32 @@ def speed(arguments: argparse.Namespace, works: list[Work]) -> None:
 
 def scores(arguments: argparse.Namespace, works: list[Work]) -> None:
     """Whole trainings of kd and the Trainer: validation accuracy, best and last epoch, for each seed."""
-    fast, kept = kd_options.fastest(), []
+    programs: dict[str, Program] = {
+        "kd": functools.partial(measure.kd, overrides=kd_options.fastest()),
+        "Trainer": functools.partial(measure.peer, module="hf_trainer", setting={}, part=0, each_epoch=True),
+    }
+    kept: dict[str, list[list[float]]] = {}
     for work in works:
         for seed in range(arguments.seeds):
             one = replace(work, seed=seed)
             prepare.write_student(Path(one.directory), one.student, seed)
-            runs = {
-                "kd": measure.kd(one, fast),
-                "Trainer": measure.peer(one, "hf_trainer", {}, 0, each_epoch=True),
-            }
-            for name, found in runs.items():
-                each = [epoch["accuracy"] for epoch in found.epochs]
-                kept.append({"method": work.method, "seed": seed, "program": name, "accuracy": each, "probe": found.probe})
-                print(f"{work.method} seed {seed} {name:8} accuracy by epoch {[round(a, 4) for a in each]}", flush=True)
-        for name in ("kd", "Trainer"):
-            own = [one["accuracy"] for one in kept if (one["method"], one["program"]) == (work.method, name)]
-            for what, values in (("best", [max(o) for o in own]), ("last", [o[-1] for o in own])):
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                print(f"{work.method} {name:8} {what} epoch {statistics.mean(values):.4f} ± {spread:.4f} ({len(values)})")
-    keep(arguments.out, {"machine": machine(), "scores": kept})
+            for name, program in programs.items():
+                found = program(one)
+                accuracies = [epoch["accuracy"] for epoch in found.epochs]
+                kept.setdefault(f"{work.method}, {name}", []).append(accuracies)
+                shown = " ".join(f"{value:.4f}" for value in accuracies)
+                print(f"{work.method} seed {seed} {name:8} accuracy by epoch: {shown}; {found.probe}", flush=True)
+    rows = [
+        [name, str(len(own)), mean_and_deviation([max(each) for each in own]), mean_and_deviation([e[-1] for e in own])]
+        for name, own in kept.items()
+    ]
+    print("\n" + markdown_table(["validation accuracy", "seeds", "best epoch", "last epoch"], rows) + "\n")
+    keep(arguments.out, {"machine": machine(), "works": works, "accuracy_by_epoch": kept})
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ± {spread:.4f}"
 
 
 def main() -> None:
@@ -120,24 +131,25 @@ def main() -> None:
     parser.add_argument("--part-steps", type=int, default=40, help="of the others; 0: their whole training")
     parser.add_argument("--slow-part-steps", type=int, default=15, help="of those that pad to the longest allowed")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--programs", nargs="+", help="only these, by their names in the table; ratios are to the first")
+    parser.add_argument(
+        "--programs", nargs="+", help="only these, by their names in the table; ratios are to the first"
+    )
     parser.add_argument("--scores", action="store_true", help="validation scores over seeds instead of speed")
     parser.add_argument("--seeds", type=int, default=3, help="for --scores")
-    parser.add_argument("--teacher", type=Path, help="for --scores: fine-tuned; default: kd fine-tunes MiniLM on the rows")
+    parser.add_argument(
+        "--teacher", type=Path, help="for --scores: fine-tuned; default: kd fine-tunes MiniLM on the rows"
+    )
     parser.add_argument("--out", type=Path, default=Path("peers.json"))
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
     check_installed()
     silence_transformers()
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        prepare.write_rows(directory, arguments.rows, None if arguments.scores else 64)
+    fine_tuned = arguments.scores and arguments.teacher is None
+    with prepare.workplace("minilm_l6", "bert_mini", arguments.rows, None if arguments.scores else 64) as directory:
         if arguments.scores:
-            teacher = arguments.teacher or prepare.fine_tune_teacher(directory)
+            teacher = prepare.fine_tune_teacher(directory) if fine_tuned else arguments.teacher
+            shutil.rmtree(directory / "teacher")
             (directory / "teacher").symlink_to(teacher.resolve())
-        else:
-            prepare.write_teacher(directory, "minilm_l6")
-        prepare.write_student(directory, "bert_mini", 0)
         works = [
             prepare.make_work(
                 directory, method, "minilm_l6", "bert_mini", arguments.rows, epochs=arguments.epochs,

@@ -16,7 +16,7 @@ def train(work: Work, setting: dict[str, Any], teacher: Any, student: Any, clock
     """``setting`` holds further TrainingArguments: workers, the sampling strategy, bf16."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    class DistillationTrainer(Trainer):
+    class DistillationTrainer(Trainer):  # type: ignore[misc]
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             states = {"output_hidden_states": bool(work.pairs)}
             outputs = model(**inputs, **states)

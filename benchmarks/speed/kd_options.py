@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omegaconf import OmegaConf
+
 from kd.choices import CHOICES
 from kd.command_line import compose
-from omegaconf import OmegaConf
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def value_on(ingredient: Ingredient) -> str | None:
 
 
 def known() -> dict[str, tuple[str, str]]:
-    """``name -> (override that switches it on, override that switches it off)``; the others are named on the terminal."""
+    """``name -> (override that switches it on, ... off)``; those that this kd has not are named on the terminal."""
     found = {}
     for ingredient in INGREDIENTS:
         value = value_on(ingredient)

@@ -62,7 +62,7 @@ class Memory(threading.Thread):
 
 def main() -> None:
     out, sys.argv = Path(sys.argv[1]), [str(ROOT / "train.py"), *sys.argv[2:]]
-    sys.stdout = stamped = Stamped()  # type: ignore[assignment]
+    sys.stdout = stamped = Stamped()
     memory = Memory()
     memory.start()
     code: object = 0

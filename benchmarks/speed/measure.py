@@ -68,7 +68,10 @@ def counted(work: Work, setting: dict[str, Any], part: int, warm_up: int) -> tup
     """The first and the last step that are measured: after the warm-up, and whole pools of lengths."""
     pool = pooled(work, setting)
     first = -(-warm_up // pool) * pool
-    return first, min(first + -(-part // pool) * pool, work.steps // work.epochs)
+    last = min(first + -(-part // pool) * pool, work.steps // work.epochs)
+    if last <= first:
+        raise SystemExit(f"{work.rows} rows make {last} steps, all of them warm-up: take more rows.")
+    return first, last
 
 
 def peer(
@@ -114,7 +117,8 @@ def kd_run(work: Work, overrides: list[str], cache: Path | None = None, sweep: b
     place = ["-m", f"hydra.sweep.dir={run}"] if sweep else [f"hydra.run.dir={run}"]
     arguments = [str(out), *place, *kd_overrides(work, overrides)]
     wall = start("speed.kd_train", arguments, work, directory / "kd.log", KD_CACHE=str(cache))
-    return json.loads(out.read_text()) | {"wall": wall, "run": str(run)}
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found | {"wall": wall, "run": str(run)}
 
 
 def jobs(found: dict[str, Any]) -> list[tuple[float, list[float]]]:

@@ -43,10 +43,10 @@ def projections(work: Work, student: Any, teacher: Any) -> nn.ModuleList:
     widths = student.config.hidden_size, teacher.config.hidden_size
     if widths[0] == widths[1]:
         return nn.ModuleList(nn.Identity() for _ in work.pairs)
-    made = nn.ModuleList(nn.Linear(*widths, bias=False) for _ in work.pairs)
+    made = [nn.Linear(*widths, bias=False) for _ in work.pairs]
     for linear in made:
         nn.init.orthogonal_(linear.weight)
-    return made
+    return nn.ModuleList(made)
 
 
 def soft_loss(work: Work, student: Tensor, teacher: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def patient_loss(work: Work, student: Any, teacher: Any, maps: nn.ModuleList) ->
 
 def loss(work: Work, student: Any, teacher: Any, maps: nn.ModuleList) -> Tensor:
     """The whole objective from two transformers outputs; the student's holds the loss on the labels."""
-    total = work.hard * student.loss + work.soft * soft_loss(work, student.logits, teacher.logits)
+    total: Tensor = work.hard * student.loss + work.soft * soft_loss(work, student.logits, teacher.logits)
     if work.pairs:
         total = total + work.patient * patient_loss(work, student.hidden_states, teacher.hidden_states, maps)
     return total

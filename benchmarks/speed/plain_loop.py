@@ -31,7 +31,7 @@ def train(work: Work, setting: dict[str, Any], teacher: Any, student: Any, clock
             labels = batch.pop("labels")
             with torch.no_grad():
                 wanted = teacher(**batch, **states)
-            loss(work, student(**batch, labels=labels, **states), wanted, maps).backward()
+            torch.autograd.backward(loss(work, student(**batch, labels=labels, **states), wanted, maps))
             torch.nn.utils.clip_grad_norm_(learned, work.clip)
             optimizer.step()
             schedule.step()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from kd.architecture import container
 from kd.command_line import compose
 from kd.layer_map import patient_pairs
-
 from speed.work import Work
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +50,7 @@ def architecture(role: str, name: str) -> dict[str, Any]:
 def write_teacher(directory: Path, name: str) -> None:
     """The store's model with a random head, or, where the store has none, random weights: speed depends on neither."""
     import torch
+
     from kd import models
     from kd.tasks import Classification
 
@@ -70,6 +74,7 @@ def tokenizer() -> Any:
 def write_student(directory: Path, name: str, seed: int) -> None:
     """Random weights, the same for every program."""
     import torch
+
     from kd import models
     from kd.tasks import Classification
 
@@ -95,11 +100,24 @@ def fine_tune_teacher(directory: Path) -> Path:
 
 
 def data_overrides(directory: Path) -> list[str]:
+    files = [f"data.{split}={directory / split}.parquet" for split in ("train", "validation")]
     names = ",".join(LABELS)
-    return [
-        "data=files", f"data.train={directory / 'train.parquet'}", f"data.validation={directory / 'validation.parquet'}",
-        "data.text=text", "data.label=label", "data.task=classification", f"data.label_names=[{names}]",
-    ]  # fmt: skip
+    columns = ["data.text=text", "data.label=label"]
+    return ["data=files", *files, *columns, "data.task=classification", f"data.label_names=[{names}]"]
+
+
+@contextlib.contextmanager
+def workplace(teacher: str, student: str, rows: int, validation: int | None = 64) -> Iterator[Path]:
+    """A directory with rows, the teacher and the first student; gone afterwards.
+
+    Few validation rows: kd looks at them after each epoch, the others do not.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        write_rows(directory, rows, validation)
+        write_teacher(directory, teacher)
+        write_student(directory, student, 0)
+        yield directory
 
 
 def make_work(directory: Path, method: str, teacher: str, student: str, rows: int, **more: Any) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -36,10 +37,8 @@ def main(train: Train) -> None:
     a_epoch = work.steps // work.epochs
     if arguments.each_epoch:
         clock.watchers.append(lambda step: None if step % a_epoch else epochs.append(probe(work, student, teacher)))
-    try:
+    with contextlib.suppress(Enough):
         train(work, arguments.setting, teacher, student, clock)
-    except Enough:
-        pass
     end, megabytes = time.perf_counter(), peak_megabytes()
     measured = {
         "begin": clock.begin, "ticks": clock.ticks, "end": end, "megabytes": megabytes,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from kd.table import markdown_table
-
 from speed.measure import Measured
 
 
@@ -48,13 +47,15 @@ Rounds = Mapping[str, Sequence[Measured]]
 
 
 def middle(rounds: Sequence[Measured], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in rounds)
+    return float(statistics.median(getattr(one, name) for one in rounds))
 
 
 def table(rounds: Rounds, rows: int, than: str) -> str:
-    """Programs from slowest to fastest; ``rows`` are those of a whole training, all epochs; ``than``: who is compared."""
-    header = ["program", "seconds", "rows/s", f"{than} is faster by", "ms a step", "whole process", "peak MB", "loss after",
-              "accuracy"]  # fmt: skip
+    """Programs from slowest to fastest, against ``than``; ``rows`` are those of a whole training, all epochs."""
+    header = [
+        "program", "seconds", "rows/s", f"{than} is faster by", "ms a step", "whole process", "peak MB",
+        "loss @ steps", "accuracy",
+    ]  # fmt: skip
     lines = []
     for name, all_of_it in sorted(rounds.items(), key=lambda item: -middle(item[1], "seconds")):
         seconds = middle(all_of_it, "seconds")
@@ -86,8 +87,8 @@ def machine() -> dict[str, Any]:
 
 def describe(about: Mapping[str, Any]) -> str:
     return (
-        f"{about['processor']}, {about['cores']} cores, {', '.join(about['bf16']) or 'no bf16'}, torch {about['torch']}, "
-        f"load {about['load'][0]:.1f} when it began, {about['date']}"
+        f"{about['processor']}, {about['cores']} cores, {', '.join(about['bf16']) or 'no bf16'}, "
+        f"torch {about['torch']}, load {about['load'][0]:.1f} when it began, {about['date']}"
     )
 
 
