@@ -87,6 +87,8 @@ def speed(arguments: argparse.Namespace, works: list[Work]) -> None:
         print(
             f"\n{work.method}: {work.rows} rows, {work.epochs} epochs, batches of {work.batch}, {work.threads} threads"
         )
+        before = measure.kd_probe(work, Path(work.student_directory))
+        print(f"All start from a student whose loss is {before['loss']:.3f}, accuracy {before['accuracy']:.3f}")
         print(table(found, work.rows * work.epochs, next(iter(found))) + "\n", flush=True)
         kept[work.method] = {"work": work, "rounds": found}
     keep(arguments.out, {"machine": about, "methods": kept})
@@ -130,6 +132,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part-steps", type=int, default=40, help="of the others; 0: their whole training")
     parser.add_argument("--slow-part-steps", type=int, default=15, help="of those that pad to the longest allowed")
+    parser.add_argument(
+        "--lr", type=float, help="default: kd's; a higher one shows in few steps whether all learn the same"
+    )
+    parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--programs", nargs="+", help="only these, by their names in the table; ratios are to the first"
@@ -150,10 +156,11 @@ def main() -> None:
             teacher = prepare.fine_tune_teacher(directory) if fine_tuned else arguments.teacher
             shutil.rmtree(directory / "teacher")
             (directory / "teacher").symlink_to(teacher.resolve())
+        more = {"lr": arguments.lr} if arguments.lr else {}
         works = [
             prepare.make_work(
                 directory, method, "minilm_l6", "bert_mini", arguments.rows, epochs=arguments.epochs,
-                threads=arguments.threads,
+                threads=arguments.threads, max_length=arguments.max_length, **more,
             )
             for method in arguments.methods
         ]  # fmt: skip

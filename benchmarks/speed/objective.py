@@ -25,9 +25,10 @@ def read_models(work: Work) -> tuple[Any, Any]:
 
 def read_rows(work: Work, split: str, padding: bool | str = False) -> Any:
     """Token ids and labels as a ``datasets.Dataset``; ``padding="max_length"`` pads each row to the longest allowed."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
 
+    disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(work.path("teacher"))
     rows = Dataset.from_parquet(work.path(f"{split}.parquet"), cache_dir=work.path("datasets"))
     rows = rows.map(
