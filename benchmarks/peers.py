@@ -132,9 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part-steps", type=int, default=40, help="of the others; 0: their whole training")
     parser.add_argument("--slow-part-steps", type=int, default=15, help="of those that pad to the longest allowed")
-    parser.add_argument(
-        "--lr", type=float, help="default: kd's; a higher one shows in few steps whether all learn the same"
-    )
+    parser.add_argument("--lr", type=float, help="default: kd's; a higher one soon shows whether all learn the same")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(

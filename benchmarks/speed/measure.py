@@ -100,8 +100,8 @@ def kd_overrides(work: Work, overrides: list[str]) -> list[str]:
     return [
         *data_overrides(Path(work.directory)), f"teacher={work.teacher}", f"teacher.weights={work.path('teacher')}",
         "teacher.gate=false", f"student={work.student}", f"student.weights={work.student_directory}",
-        f"method={work.method}", f"optimizer.lr={work.lr}", f"data.batch_size={work.batch}", f"data.max_length={work.max_length}",
-        f"seed={work.seed}", f"trainer.max_epochs={work.epochs}", "trainer=cpu", "logger=csv", "report.measure=false",
+        f"method={work.method}", f"optimizer.lr={work.lr}", f"data.batch_size={work.batch}",
+        f"data.max_length={work.max_length}", f"seed={work.seed}", f"trainer.max_epochs={work.epochs}", "trainer=cpu", "logger=csv", "report.measure=false",
         *overrides,
     ]  # fmt: skip
 
