@@ -97,13 +97,16 @@ def peer(
 
 
 def kd_overrides(work: Work, overrides: list[str]) -> list[str]:
-    return [
-        *data_overrides(Path(work.directory)), f"teacher={work.teacher}", f"teacher.weights={work.path('teacher')}",
-        "teacher.gate=false", f"student={work.student}", f"student.weights={work.student_directory}",
-        f"method={work.method}", f"optimizer.lr={work.lr}", f"data.batch_size={work.batch}",
-        f"data.max_length={work.max_length}", f"seed={work.seed}", f"trainer.max_epochs={work.epochs}", "trainer=cpu", "logger=csv", "report.measure=false",
-        *overrides,
-    ]  # fmt: skip
+    """The work as a command line."""
+    settings = {
+        "teacher": work.teacher, "teacher.weights": work.path("teacher"), "teacher.gate": "false",
+        "student": work.student, "student.weights": work.student_directory, "method": work.method,
+        "optimizer.lr": work.lr, "data.batch_size": work.batch, "data.max_length": work.max_length,
+        "seed": work.seed, "trainer": "cpu", "trainer.max_epochs": work.epochs, "logger": "csv",
+        "report.measure": "false",
+    }  # fmt: skip
+    lines = [f"{key}={value}" for key, value in settings.items()]
+    return [*data_overrides(Path(work.directory)), *lines, *overrides]
 
 
 def kd_run(work: Work, overrides: list[str], cache: Path | None = None, sweep: bool = False) -> dict[str, Any]:
