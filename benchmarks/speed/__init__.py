@@ -1,0 +1,1 @@
+"""What the speed benchmarks share: the work that all programs do, the programs, their clock, and the tables."""
