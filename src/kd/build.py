@@ -78,7 +78,7 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         raise UserError("trainer=mps: this machine has no Apple GPU that torch can use. Take trainer=cpu.")
     if wanted == "auto" and not cuda:
         trainer["accelerator"] = wanted = "cpu"
-    if trainer["precision"] == "16-mixed" and wanted == "cpu":
+    if wanted == "cpu" and "16-mixed" in (trainer["precision"], cfg.teacher.fine_tune.precision):
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this machine has none: take bf16-mixed or 32-true."
         )
@@ -91,9 +91,9 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
 def fit_settings(cfg: DictConfig) -> FitSettings:
     trainer = trainer_settings(cfg)
     arguments = container(cfg.optimizer)
-    if trainer["precision"] == "16-mixed" and arguments.get("fused"):
+    if "16-mixed" in (trainer["precision"], cfg.teacher.fine_tune.precision) and arguments.get("fused"):
         raise UserError(
-            "trainer.precision=16-mixed with optimizer.fused=true would clip gradients that are still scaled: add "
+            "precision 16-mixed with optimizer.fused=true would clip gradients that are still scaled: add "
             "optimizer.fused=false."
         )
     target = find_target(arguments.pop("_target_"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kd.architecture import FAMILIES, POOLINGS, SHAPE
 from kd.labels import KINDS
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.pooling": POOLINGS,
     "student.pooling": POOLINGS,
@@ -23,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method.patient.reduction": ("sum", "mean"),
     **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
     "schedule.name": ("linear", "cosine", "constant"),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    **dict.fromkeys(("trainer.precision", "teacher.fine_tune.precision"), PRECISIONS),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "trainer.strategy": ("auto", "ddp"),
     "teacher.architecture.model_type": tuple(FAMILIES),

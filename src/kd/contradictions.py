@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd.architecture import architecture, family, from_teacher, positions, student_keep
 from kd.errors import nearest
@@ -48,8 +48,10 @@ def contradictions(cfg: DictConfig) -> list[str]:
         export_contradictions,
     ):  # fmt: skip
         found += part(cfg)
-    if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
-        found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
+    precisions = {key: OmegaConf.select(cfg, key) for key in ("trainer.precision", "teacher.fine_tune.precision")}
+    half = [key for key, value in precisions.items() if value == "16-mixed"]
+    if half and cfg.trainer.accelerator == "cpu":
+        found.append(f"{half[0]}=16-mixed needs a GPU: set {half[0]}=bf16-mixed or 32-true.")
     return found
 
 

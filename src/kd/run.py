@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kd import loggers, models, quantization, report, teacher_scores
+from kd import loggers, models, precision, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, check_layers, fit_settings, make_task, quantization_settings
 from kd.datamodule import TextDataModule
@@ -41,6 +41,7 @@ def train(cfg: DictConfig) -> float | None:
     None on ranks that do not report.
     """
     silence_transformers()
+    precision.settle(cfg)
     names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
     logs = loggers.Logs(Path(cfg.paths.output), container(cfg), names)
     try:

@@ -40,6 +40,7 @@ class FineTune:
     lr: float
     seed: int
     limit: int | None = None  # part of the data's key, so not of this one
+    precision: str = "32-true"  # a part of its own of the key
 
     def wanted(self, has_head: bool, weights: str) -> bool:
         return self.when == "always" or (self.when == "auto" and not has_head and weights != "random")
@@ -52,7 +53,7 @@ def teacher_key(
     """Everything that determines the fine-tuned weights, but the machine."""
     optimizer = settings.optimizer
     assert isinstance(optimizer, functools.partial)
-    tuned = {name: value for name, value in vars(tune).items() if name != "limit"} | {"when": None}
+    tuned = {name: value for name, value in vars(tune).items() if name not in ("limit", "precision")} | {"when": None}
     return content_key(
         weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__, **task.settings(),
         tokenizer=tokenizer_key(tokenizer), tune=tuned,
@@ -67,7 +68,7 @@ def own_settings(settings: FitSettings, tune: FineTune) -> FitSettings:
     """On one device, before any other rank exists: the others will find the teacher in the cache."""
     options = {
         "max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1, "devices": 1,
-        "num_nodes": 1, "strategy": "auto",
+        "num_nodes": 1, "strategy": "auto", "precision": tune.precision,
     }  # fmt: skip
     optimizer = functools.partial(settings.optimizer, lr=tune.lr)
     return replace(settings, seed=tune.seed, optimizer=optimizer, trainer=settings.trainer | options)
