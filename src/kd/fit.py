@@ -58,7 +58,7 @@ def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
     """Of the whole training. Lightning's own estimate opens the data before it knows where a resumed run stands."""
     batches = len(data.batches(ranks=trainer.world_size))
     assert trainer.max_epochs is not None
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    steps = math.ceil(batches / (trainer.accumulate_grad_batches // data.parts)) * trainer.max_epochs
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
@@ -83,8 +83,9 @@ def make_trainer(
     settings: FitSettings, data: TextDataModule, directory: Path, loggers: Sequence[Any], callbacks: Sequence[Callback]
 ) -> tuple[L.Trainer, int]:
     """The trainer, and how many optimizer steps it will make."""
+    accumulate = settings.trainer["accumulate_grad_batches"] * data.parts
     trainer = L.Trainer(
-        **settings.trainer,
+        **settings.trainer | {"accumulate_grad_batches": accumulate},
         default_root_dir=directory,
         logger=list(loggers) or False,
         callbacks=list(callbacks),
@@ -114,15 +115,18 @@ def fit(
     loggers: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
     gradients: GradientWatch | None = None,
+    parts: int = 1,
 ) -> Fitted:
     """Trains ``student`` in place and leaves its best validated weights in it.
 
-    Goes on from ``directory/checkpoints/last.ckpt`` if an earlier process left one of the same ``key``.
+    Goes on from ``directory/checkpoints/last.ckpt`` if an earlier process left one of the same ``key``. A batch goes
+    through the models in so many ``parts`` (kd.halving).
     """
     L.seed_everything(settings.seed, verbose=False)
+    data.parts = parts
     checkpoints = directory / "checkpoints"
     last, watch = checkpoints / LAST, LossWatch()
-    state = LastState(last, settings.checkpoint_seconds, key)
+    state = LastState(last, settings.checkpoint_seconds, key, parts)
     best = ModelCheckpoint(
         checkpoints, filename="best-step{step}", auto_insert_metric_name=False, monitor=f"val/{task.select}",
         mode="max" if task.higher_is_better else "min", save_weights_only=True, enable_version_counter=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -20,6 +21,7 @@ from kd.datamodule import TextDataModule
 from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
+from kd.halving import parts_begun, within_memory
 from kd.losses import HardLabelLoss
 from kd.models import Loaded, load_model, name_labels, reorder_labels
 from kd.report import Entry
@@ -104,10 +106,17 @@ def fine_tuned(
         done = steps_begun(work, key)
         if done:
             print(f"Teacher: going on after {done} steps that an earlier run did")
-        fitted = fit(
-            loaded.model.requires_grad_(True), task, {"hard": loss}, None, data, settings, work, key,
-            f"Fine-tuning the teacher {name}", loggers(steps_logged(work)),
-        )  # fmt: skip
+
+        def once(parts: int, model: Any = loaded.model) -> Fitted:
+            return fit(
+                model.requires_grad_(True), task, {"hard": loss}, None, data, settings, work, key,
+                f"Fine-tuning the teacher {name}", loggers(steps_logged(work)), parts=parts,
+            )  # fmt: skip
+
+        if settings.trainer["accelerator"] == "cpu":  # there the system ends a process without memory
+            fitted = once(parts_begun(work))
+        else:
+            fitted = within_memory(lambda parts: once(parts, copy.deepcopy(loaded.model)), work, tune.batch_size)
         with new_directory(kept) as unfinished:
             keep(fitted, tokenizer, unfinished)
         shutil.rmtree(work)
