@@ -25,7 +25,7 @@ from kd.losses import HardLabelLoss, HiddenLoss, SoftTargetLoss
 from kd.sources import TextData
 from kd.tasks import Classification
 
-CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CALM: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def lengths(rows: int) -> Any:

@@ -15,7 +15,7 @@ from kd.architecture import (
     shape_fields,
     stored_architecture,
 )
-from kd.choices import CHOICES, FRACTIONS, OR_A_LIST, POSITIVE
+from kd.choices import CHOICES, FRACTIONS, OR_A_LIST, OR_A_WORD, POSITIVE
 from kd.contradictions import contradictions
 from kd.errors import UserError, nearest
 from kd.loggers import wandb_mode
@@ -47,8 +47,11 @@ def check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}:{nearest(str(value), words)} Known: {', '.join(words)}{more}.")
     for key in POSITIVE:
         value = value_of(cfg, key)
-        if value is None:
+        words = OR_A_WORD.get(key, ())
+        if value is None or value in words:
             continue
+        if isinstance(value, str) and words:
+            raise UserError(f"{key}={value}:{nearest(value, words)} Known: a number above 0, {', '.join(words)}.")
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise UserError(f"{key}={value}: must be a number above 0.")
         if key not in FRACTIONS and not isinstance(value, int):

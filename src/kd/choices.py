@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
+OR_A_WORD = {"data.batch_size": ("auto",)}  # besides a number
 OR_A_LIST = (
     "student.keep",
     *(f"method.{term}.layers" for term in ("patient", "hidden", "cosine", "attention", "relations")),

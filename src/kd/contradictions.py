@@ -52,6 +52,10 @@ def contradictions(cfg: DictConfig) -> list[str]:
     half = [key for key, value in precisions.items() if value == "16-mixed"]
     if half and cfg.trainer.accelerator == "cpu":
         found.append(f"{half[0]}=16-mixed needs a GPU: set {half[0]}=bf16-mixed or 32-true.")
+    if cfg.data.batch_size == "auto" and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
+        found.append(
+            "data.batch_size=auto looks at one device, and this run has several, which must agree: give a number."
+        )
     return found
 
 

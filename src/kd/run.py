@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kd import loggers, models, precision, quantization, report, teacher_scores
+from kd import batch_size, loggers, models, precision, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, check_layers, fit_settings, make_task, quantization_settings
 from kd.datamodule import TextDataModule
@@ -19,7 +19,7 @@ from kd.export import Target, named_targets
 from kd.fit import FitSettings, Fitted
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
-from kd.named_schemes import keeping_worst, looked_at
+from kd.named_schemes import AUTO, keeping_worst, looked_at
 from kd.noise import silence_transformers
 from kd.outcome import SHARES, Products, finish_report, save_converted, save_exports, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
@@ -28,11 +28,12 @@ from kd.schemes import Settings
 from kd.sensitivity import Sensitivity
 from kd.sensitivity import table as layer_table
 from kd.sources import TextData
-from kd.store import claim, local_rank
+from kd.store import claim, local_rank, write_text
 from kd.tasks import Task
 from kd.teacher import check_score
 
 SHOWN = 10  # labels in the line about the data
+SCORED = 32  # rows of a batch, before data.batch_size=auto has found how many fit
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -84,17 +85,23 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     )
 
     student = make_student(cfg, pair, teacher, task)
+    if cfg.student.gradient_checkpointing:
+        student.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     say(entries[0], student, losses, task, cfg, pair)
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation
-    distillation = Distillation(
-        cfg, student, task, losses, FrozenTeacher(teacher, signals) if signals else None, rows, settings, logs
-    )
+    frozen = FrozenTeacher(teacher, signals) if signals else None
+    if cfg.data.batch_size == AUTO:
+        mixed = settings.trainer["precision"] != precision.FULL
+        rows.batch_size, why = batch_size.find(student, losses, frozen, rows, device, mixed)
+        keep_found(cfg, rows.batch_size, why)
+    distillation = Distillation(cfg, student, task, losses, frozen, rows, settings, logs)
     fitted, trained = trainings(distillation, schemes)
     if not leads_alone(fitted):
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
+    student.activation_checkpointing_disable()
     entries.append(save_student(output, student, pair, cfg, data, task))
     products = Products()
     for scheme in schemes:
@@ -113,15 +120,23 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
 
 def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task: Task) -> TextDataModule:
     """The rows as student and teacher read them while distilling."""
+    size = SCORED if cfg.data.batch_size == AUTO else cfg.data.batch_size
     rows = TextDataModule(
-        data, pair.tokenizers, cache, cfg.data.batch_size, max_lengths(cfg), cfg.data.limit, cfg.data.num_workers,
-        cfg.seed, task.units, cfg.data.truncation == "cut",
+        data, pair.tokenizers, cache, size, max_lengths(cfg), cfg.data.limit, cfg.data.num_workers, cfg.seed,
+        task.units, cfg.data.truncation == "cut",
     )  # fmt: skip
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
     more = f", ... ({len(task.label_names)})" if len(task.label_names) > SHOWN else ""
     labels = f"; labels {', '.join(task.label_names[:SHOWN])}{more}" if task.label_names else ""
     print(f"Data: {sizes} rows{labels}")
     return rows
+
+
+def keep_found(cfg: DictConfig, size: int, why: str) -> None:
+    """What data.batch_size=auto came to goes into config.yaml, so that the run can be repeated and resumed."""
+    cfg.data.batch_size = size
+    write_text(Path(cfg.paths.output) / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    print(f"Batch size: {size} rows; {why}. The learning rate stays {cfg.optimizer.lr:g}.")
 
 
 def score_teacher(
