@@ -43,7 +43,7 @@ def find(
         most //= 2
     trial = Trial(student, losses, teacher, rows, device, mixed)
     fits = on_cpu(trial, longest) if device.type == "cpu" else on_accelerator(trial, longest)
-    size, why = LEAST, f"an epoch of {len(longest)} rows has {STEPS} steps then, or {most} are enough"
+    size, why = LEAST, f"no more are tried, so that an epoch of {len(longest)} rows has steps to learn in"
     if not fits(size):
         raise UserError(
             f"data.batch_size=auto: not even {LEAST} rows fit into memory. Set student.gradient_checkpointing=true, a "

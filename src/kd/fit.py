@@ -20,7 +20,9 @@ from kd.gradients import GradientWatch
 from kd.last_state import LastState
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
+from kd.step_profile import StepProfile
 from kd.tasks.base import Task
+from kd.utilisation import StepClock
 
 
 @dataclass
@@ -33,6 +35,7 @@ class FitSettings:
     warmup: float
     seed: int
     checkpoint_seconds: float = 300.0
+    profile: bool = False  # kd.step_profile
 
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         from transformers import get_scheduler
@@ -52,6 +55,7 @@ class Fitted:
     steps: int
     seconds: float
     trainer: L.Trainer
+    clock: StepClock
 
 
 def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
@@ -90,6 +94,7 @@ def make_trainer(
         logger=list(loggers) or False,
         callbacks=list(callbacks),
         plugins=[WholeFiles()],
+        profiler=StepProfile(directory) if settings.profile else None,
         use_distributed_sampler=False,  # Batches deals the rows out itself
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -131,7 +136,8 @@ def fit(
         checkpoints, filename="best-step{step}", auto_insert_metric_name=False, monitor=f"val/{task.select}",
         mode="max" if task.higher_is_better else "min", save_weights_only=True, enable_version_counter=False,
     )  # fmt: skip
-    own = [Progress(title), watch, state, best, ValidateLastStep(), RestoreBest()]
+    clock = StepClock()
+    own = [Progress(title), watch, state, best, ValidateLastStep(), RestoreBest(), clock]
     trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])
     module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients)
     if last.is_file():
@@ -140,4 +146,4 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     state.leave_if_asked()
     score = float(best.best_model_score) if best.best_model_score is not None else math.nan
-    return Fitted(module, watch.curves, score, trainer.global_step, watch.seconds, trainer)
+    return Fitted(module, watch.curves, score, trainer.global_step, watch.seconds, trainer, clock)

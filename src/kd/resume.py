@@ -18,7 +18,7 @@ from kd.store import content_key
 
 # What may change on resuming, since no figure depends on it.
 HARMLESS = (
-    "debug", "resume", "logger", "paths", "report.measure", "report.measure_seconds", "data.num_workers",
+    "debug", "profile", "resume", "logger", "paths", "report.measure", "report.measure_seconds", "data.num_workers",
     "data.source.cache", "data.source.store", "checkpoint",
 )  # fmt: skip
 

@@ -86,7 +86,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
 
     student = make_student(cfg, pair, teacher, task)
     if cfg.student.gradient_checkpointing:
-        student.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        models.recompute_activations(student)
     say(entries[0], student, losses, task, cfg, pair)
     signals = tuple(signal for loss in losses.values() for signal in loss.teacher_signals)
     signals += ("logits",) if task.scored_against_teacher else ()  # for validation
