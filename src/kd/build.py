@@ -107,7 +107,8 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer: {cfg.optimizer._target_} refuses these settings: {error}.") from error
     return FitSettings(
-        trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed, cfg.checkpoint.every_seconds, cfg.profile
+        trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed, cfg.checkpoint.every_seconds,
+        cfg.profile, cfg.compile,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method.soft.reduction": ("sum", "mean"),
     "method.patient.reduction": ("sum", "mean"),
     **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
+    "compile": ("auto", "on", "off"),
     "schedule.name": ("linear", "cosine", "constant"),
     **dict.fromkeys(("trainer.precision", "teacher.fine_tune.precision"), PRECISIONS),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),

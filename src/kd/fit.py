@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from kd.callbacks import LossWatch, Progress, RestoreBest, ValidateLastStep
 from kd.checkpoint import LAST, WholeFiles, check
+from kd.compilation import CompiledLayers, decide
 from kd.datamodule import TextDataModule
 from kd.gradients import GradientWatch
 from kd.last_state import LastState
@@ -36,6 +37,7 @@ class FitSettings:
     seed: int
     checkpoint_seconds: float = 300.0
     profile: bool = False  # kd.step_profile
+    compile: str = "off"  # kd.compilation
 
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         from transformers import get_scheduler
@@ -142,6 +144,11 @@ def fit(
     module = DistillationModule(student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients)
     if last.is_file():
         check(last, key, trainer.world_size)
+    compiles, why = decide(settings.compile, trainer.strategy.root_device, steps)
+    if compiles:
+        trainer.callbacks.insert(0, CompiledLayers())  # type: ignore[attr-defined]
+    if trainer.is_global_zero and settings.compile != "off":
+        print(f"Compile: {'on' if compiles else 'off'}; {why}")
     with state.listening(), no_rank_left_behind(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     state.leave_if_asked()

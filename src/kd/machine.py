@@ -1,9 +1,11 @@
-"""What was measured of this machine, kept so that every run on it, and every rank of a run, decides alike."""
+"""What this machine has, and what was measured of it: kept, so that all runs and all ranks of a run decide alike."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,13 @@ def processor() -> str:
     lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch would call."""
+    return next(
+        (name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and shutil.which(name)), None
+    )
 
 
 def once(cache: Path, what: str, measure: Callable[[], dict[str, float]], **circumstances: object) -> dict[str, float]:

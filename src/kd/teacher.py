@@ -73,7 +73,9 @@ def own_settings(settings: FitSettings, tune: FineTune) -> FitSettings:
         "num_nodes": 1, "strategy": "auto", "precision": tune.precision,
     }  # fmt: skip
     optimizer = functools.partial(settings.optimizer, lr=tune.lr)
-    return replace(settings, seed=tune.seed, profile=False, optimizer=optimizer, trainer=settings.trainer | options)
+    return replace(
+        settings, seed=tune.seed, profile=False, compile="off", optimizer=optimizer, trainer=settings.trainer | options
+    )
 
 
 def wait_for_first_rank(kept: Path) -> None:
