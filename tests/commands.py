@@ -19,6 +19,7 @@ SMALL = [
     "teacher.fine_tune.epochs=1",
     "teacher.gate=false",
     "report.measure_seconds=0.3",
+    "trainer.precision=32-true",
 ]
 TWO_RANKS = ["trainer=ddp", "trainer.accelerator=cpu"]
 

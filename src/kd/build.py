@@ -78,7 +78,7 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         raise UserError("trainer=mps: this machine has no Apple GPU that torch can use. Take trainer=cpu.")
     if wanted == "auto" and not cuda:
         trainer["accelerator"] = wanted = "cpu"
-    if trainer["precision"] == "16-mixed" and wanted == "cpu":
+    if wanted == "cpu" and "16-mixed" in (trainer["precision"], cfg.teacher.fine_tune.precision):
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this machine has none: take bf16-mixed or 32-true."
         )
@@ -92,9 +92,9 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
     trainer = trainer_settings(cfg)
     lazy = trainer.pop("lazy_embeddings", "auto")
     arguments = container(cfg.optimizer)
-    if trainer["precision"] == "16-mixed" and arguments.get("fused"):
+    if "16-mixed" in (trainer["precision"], cfg.teacher.fine_tune.precision) and arguments.get("fused"):
         raise UserError(
-            "trainer.precision=16-mixed with optimizer.fused=true would clip gradients that are still scaled: add "
+            "precision 16-mixed with optimizer.fused=true would clip gradients that are still scaled: add "
             "optimizer.fused=false."
         )
     target = find_target(arguments.pop("_target_"))
@@ -109,7 +109,7 @@ def fit_settings(cfg: DictConfig) -> FitSettings:
         raise UserError(f"optimizer: {cfg.optimizer._target_} refuses these settings: {error}.") from error
     return FitSettings(
         trainer, optimizer, cfg.schedule.name, cfg.schedule.warmup, cfg.seed, cfg.checkpoint.every_seconds,
-        lazy,
+        lazy, cfg.profile, cfg.compile,
     )  # fmt: skip
 
 

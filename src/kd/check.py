@@ -15,7 +15,7 @@ from kd.architecture import (
     shape_fields,
     stored_architecture,
 )
-from kd.choices import CHOICES, FRACTIONS, OR_A_LIST, POSITIVE
+from kd.choices import CHOICES, FRACTIONS, OR_A_LIST, OR_A_WORD, POSITIVE
 from kd.contradictions import contradictions
 from kd.errors import UserError, nearest
 from kd.loggers import wandb_mode
@@ -41,6 +41,8 @@ def check_values(cfg: DictConfig) -> None:
     check_fields(cfg)  # before the others: they compute with sizes
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
+        if isinstance(value, bool) and "on" in words:  # as YAML reads a bare on or off in a recipe
+            OmegaConf.update(cfg, key, value := "on" if value else "off")
         is_list = key in OR_A_LIST and isinstance(value, ListConfig)
         if value is not None and value not in words and not is_list:
             more = ", or a list" if key in OR_A_LIST else ""
@@ -48,8 +50,11 @@ def check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}:{nearest(str(value), names)} Known: {', '.join(names)}{more}.")
     for key in POSITIVE:
         value = value_of(cfg, key)
-        if value is None:
+        instead = OR_A_WORD.get(key, ())
+        if value is None or value in instead:
             continue
+        if isinstance(value, str) and instead:
+            raise UserError(f"{key}={value}:{nearest(value, instead)} Known: a number above 0, {', '.join(instead)}.")
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise UserError(f"{key}={value}: must be a number above 0.")
         if key not in FRACTIONS and not isinstance(value, int):

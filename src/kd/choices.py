@@ -5,6 +5,7 @@ from __future__ import annotations
 from kd.architecture import FAMILIES, POOLINGS, SHAPE
 from kd.labels import KINDS
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 CHOICES: dict[str, tuple[str | bool, ...]] = {
     "cache": ("auto", "on", "off"),
     "cache_dtype": ("float16", "bfloat16", "float32"),
@@ -25,15 +26,17 @@ CHOICES: dict[str, tuple[str | bool, ...]] = {
     "method.soft.reduction": ("sum", "mean"),
     "method.patient.reduction": ("sum", "mean"),
     **dict.fromkeys(("method.attention.layers", "method.relations.layers"), ("uniform", "last")),
+    "compile": ("auto", "on", "off"),
     "schedule.name": ("linear", "cosine", "constant"),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.lazy_embeddings": ("auto", True, False),
+    **dict.fromkeys(("trainer.precision", "teacher.fine_tune.precision"), PRECISIONS),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "trainer.strategy": ("auto", "ddp"),
     "teacher.architecture.model_type": tuple(FAMILIES),
     "student.architecture.model_type": tuple(FAMILIES),
     "logger.wandb.mode": ("auto", "online", "offline"),
 }
+OR_A_WORD = {"data.batch_size": ("auto",)}  # besides a number
 OR_A_LIST = (
     "student.keep",
     *(f"method.{term}.layers" for term in ("patient", "hidden", "cosine", "attention", "relations")),

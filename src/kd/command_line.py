@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.architecture import as_conf
+from kd.choices import OR_A_WORD
 from kd.errors import UserError, nearest
 from kd.schedules import KEYS
 from kd.tables import stem_of
@@ -185,6 +186,8 @@ def elsewhere(key: str) -> str:
 
 def check_type(key: str, value: Any, default: Any) -> None:
     if (isinstance(default, str) and default.startswith("${")) or default is None:
+        return
+    if key in OR_A_WORD and isinstance(value, str):  # check_values looks at it
         return
     wanted: tuple[type, ...] = (type(default),)
     word = {bool: "true or false", int: "a whole number", float: "a number", dict: "a group of settings"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd.architecture import architecture, family, from_teacher, positions, student_keep
 from kd.errors import nearest
 from kd.export import Target, missing, named_targets
 from kd.layer_map import kept_layers
+from kd.machine import compiler
 from kd.named_schemes import named_schemes
 
 VECTORS = "feature_extraction"  # the task of that name
@@ -53,8 +54,16 @@ def contradictions(cfg: DictConfig) -> list[str]:
         export_contradictions,
     ):  # fmt: skip
         found += part(cfg)
-    if cfg.trainer.precision == "16-mixed" and cfg.trainer.accelerator == "cpu":
-        found.append("trainer.precision=16-mixed needs a GPU: set trainer.precision=bf16-mixed or 32-true.")
+    precisions = {key: OmegaConf.select(cfg, key) for key in ("trainer.precision", "teacher.fine_tune.precision")}
+    half = [key for key, value in precisions.items() if value == "16-mixed"]
+    if half and cfg.trainer.accelerator == "cpu":
+        found.append(f"{half[0]}=16-mixed needs a GPU: set {half[0]}=bf16-mixed or 32-true.")
+    if cfg.compile == "on" and compiler() is None:
+        found.append("compile=on needs a C++ compiler, and there is none: install g++, or set compile=off.")
+    if cfg.data.batch_size == "auto" and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
+        found.append(
+            "data.batch_size=auto looks at one device, and this run has several, which must agree: give a number."
+        )
     return found
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kd.batches import Batches, Draw, Numbers, Sorted
 from kd.encoding import NOT_INPUTS, encode, padded, tokenizer_key
 from kd.errors import UserError
+from kd.halving import Split
 from kd.kept_signals import KeptSignals
 from kd.ragged import Ragged, ragged_columns
 from kd.sources import TextData
@@ -105,6 +106,7 @@ class TextDataModule(L.LightningDataModule):
         self.tokenizers, self.lengths = tokenizers, lengths
         self.cache = cache
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        self.parts = 1  # of a batch that go through the models one after the other; the trainer accumulates them
         self.num_workers = num_workers
         self.seed = seed
         self.make_units, self.truncate = units, truncate
@@ -168,10 +170,11 @@ class TextDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
-        batches = self.batches(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+        accumulate = trainer.accumulate_grad_batches // self.parts
+        batches = self.batches(trainer.global_rank, trainer.world_size, accumulate)
         progress = trainer.fit_loop.epoch_loop.batch_progress.current  # above 0 where a training goes on
-        batches.epoch, batches.done = trainer.current_epoch, progress.ready
-        return self.loader("train", batches)
+        batches.epoch, batches.done = trainer.current_epoch, progress.ready // self.parts
+        return self.loader("train", Split(batches, self.parts))
 
     def enough(self, count: int, key: str) -> None:
         """Raises UserError if there are fewer training rows to calibrate with than the setting ``key`` says."""
@@ -205,4 +208,5 @@ class TextDataModule(L.LightningDataModule):
         return self.score_loader("validation", trainer.global_rank, trainer.world_size)
 
     def score_loader(self, split: str, rank: int = 0, ranks: int = 1) -> DataLoader[Any]:
-        return self.loader(split, Sorted(self.splits[split].lengths, 2 * self.batch_size, rank, ranks))
+        size = max(1, 2 * self.batch_size // self.parts)
+        return self.loader(split, Sorted(self.splits[split].lengths, size, rank, ranks))

@@ -15,6 +15,7 @@ from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule
 from kd.fit import FitSettings, Fitted, fit
 from kd.gradients import GradientWatch
+from kd.halving import within_memory
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
 from kd.quantization import Converted
@@ -60,11 +61,17 @@ class Distillation:
                 if done
                 else "Resuming: no step was saved yet, it begins at 0"
             )
-        callback = QuantizationCallback(scheme, self.rows) if scheme else None
         balance = cfg.method.balance == "gradnorm"
-        fitted = fit(
-            copy.deepcopy(self.student), self.task, copy.deepcopy(self.losses), self.teacher, self.rows, self.settings,
-            output, key, title, self.logs.open(stage, steps_logged(output)), [callback] if callback else [],
-            GradientWatch(balance) if balance or cfg.method.diagnose else None,
-        )  # fmt: skip
-        return fitted, callback.result if callback else None
+
+        def once(parts: int) -> tuple[Fitted, Converted | None]:
+            callback = QuantizationCallback(scheme, self.rows) if scheme else None
+            fitted = fit(
+                copy.deepcopy(self.student), self.task, copy.deepcopy(self.losses), self.teacher, self.rows,
+                self.settings, output, key, title, self.logs.open(stage, steps_logged(output)),
+                [callback] if callback else [], GradientWatch(balance) if balance or cfg.method.diagnose else None,
+                parts,
+            )  # fmt: skip
+            return fitted, callback.result if callback else None
+
+        several = (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1)
+        return within_memory(once, output, self.rows.batch_size, several)

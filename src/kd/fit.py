@@ -15,14 +15,18 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from kd.callbacks import LossWatch, Progress, RestoreBest, ValidateLastStep
 from kd.checkpoint import LAST, WholeFiles, check
+from kd.compilation import CompiledLayers
+from kd.compilation import decide as compiles_layers
 from kd.datamodule import TextDataModule
 from kd.fast_dropout import TrainsWithFastDropout
 from kd.gradients import GradientWatch
 from kd.last_state import LastState
-from kd.lazy_embeddings import decide
+from kd.lazy_embeddings import decide as updates_when_read
 from kd.lit_module import DistillationModule, FrozenTeacher
 from kd.losses import Loss
+from kd.step_profile import StepProfile
 from kd.tasks.base import Task
+from kd.utilisation import StepClock
 
 
 @dataclass
@@ -36,6 +40,8 @@ class FitSettings:
     seed: int
     checkpoint_seconds: float = 300.0
     lazy_embeddings: bool | str = "auto"
+    profile: bool = False  # kd.step_profile
+    compile: str = "off"  # kd.compilation
 
     def passes(self, data: TextDataModule) -> float:
         """Over the training rows, that a training makes, whatever ends it."""
@@ -64,13 +70,14 @@ class Fitted:
     steps: int
     seconds: float
     trainer: L.Trainer
+    clock: StepClock
 
 
 def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
     """Of the whole training. Lightning's own estimate opens the data before it knows where a resumed run stands."""
     batches = len(data.batches(ranks=trainer.world_size))
     assert trainer.max_epochs is not None
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    steps = math.ceil(batches / (trainer.accumulate_grad_batches // data.parts)) * trainer.max_epochs
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
@@ -101,12 +108,14 @@ def make_trainer(
     settings: FitSettings, data: TextDataModule, directory: Path, loggers: Sequence[Any], callbacks: Sequence[Callback]
 ) -> tuple[L.Trainer, int]:
     """The trainer, and how many optimizer steps it will make."""
+    accumulate = settings.trainer["accumulate_grad_batches"] * data.parts
     trainer = L.Trainer(
-        **settings.trainer,
+        **settings.trainer | {"accumulate_grad_batches": accumulate},
         default_root_dir=directory,
         logger=list(loggers) or False,
         callbacks=list(callbacks),
         plugins=[WholeFiles()],
+        profiler=StepProfile(directory) if settings.profile else None,
         use_distributed_sampler=False,  # Batches deals the rows out itself
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -132,30 +141,39 @@ def fit(
     loggers: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
     gradients: GradientWatch | None = None,
+    parts: int = 1,
 ) -> Fitted:
     """Trains ``student`` in place and leaves its best validated weights in it.
 
-    Goes on from ``directory/checkpoints/last.ckpt`` if an earlier process left one of the same ``key``.
+    Goes on from ``directory/checkpoints/last.ckpt`` if an earlier process left one of the same ``key``. A batch goes
+    through the models in so many ``parts`` (kd.halving).
     """
     L.seed_everything(settings.seed, verbose=False)
+    data.parts = parts
     checkpoints = directory / "checkpoints"
     last, watch = checkpoints / LAST, LossWatch()
-    state = LastState(last, settings.checkpoint_seconds, key)
+    state = LastState(last, settings.checkpoint_seconds, key, parts)
     best = ModelCheckpoint(
         checkpoints, filename="best-step{step}", auto_insert_metric_name=False, monitor=f"val/{task.select}",
         mode="max" if task.higher_is_better else "min", save_weights_only=True, enable_version_counter=False,
     )  # fmt: skip
-    own = [Progress(title), TrainsWithFastDropout(), watch, state, best, ValidateLastStep(), RestoreBest()]
+    clock = StepClock()
+    own = [Progress(title), TrainsWithFastDropout(), watch, state, best, ValidateLastStep(), RestoreBest(), clock]
     trainer, steps = make_trainer(settings, data, directory, loggers, [*own, *callbacks])
     device, tokens = trainer.strategy.root_device.type, tokens_of_a_step(trainer, data)
     module = DistillationModule(
         student, task, losses, teacher, settings.optimizer, settings.schedule, steps, gradients,
-        decide(settings.lazy_embeddings, student, settings.optimizer, device, tokens),
+        updates_when_read(settings.lazy_embeddings, student, settings.optimizer, device, tokens),
     )  # fmt: skip
     if last.is_file():
         check(last, key, trainer.world_size)
+    compiles, why = compiles_layers(settings.compile, trainer.strategy.root_device, steps)
+    if compiles:
+        trainer.callbacks.insert(0, CompiledLayers())  # type: ignore[attr-defined]
+    if trainer.is_global_zero and settings.compile != "off":
+        print(f"Compile: {'on' if compiles else 'off'}; {why}")
     with state.listening(), no_rank_left_behind(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     state.leave_if_asked()
     score = float(best.best_model_score) if best.best_model_score is not None else math.nan
-    return Fitted(module, watch.curves, score, trainer.global_step, watch.seconds, trainer)
+    return Fitted(module, watch.curves, score, trainer.global_step, watch.seconds, trainer, clock)

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from kd.callbacks import LossWatch
 from kd.checkpoint import drop_kept, find_best, keep_best, random_state, restore_random_state
 from kd.errors import Preempted, UserError
+from kd.halving import resplit
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GO_ON, SAVE, LEAVE = 0, 1, 2  # what the ranks agree on; the highest wish wins
@@ -34,12 +35,14 @@ class LastState(Callback):
         path: of the checkpoint.
         every_seconds: between two of them; 0: after every step.
         key: a hash of what determines the training; equal on all ranks, and on resuming.
+        parts: of a batch, which Lightning counts as batches.
     """
 
-    def __init__(self, path: Path, every_seconds: float, key: str) -> None:
+    def __init__(self, path: Path, every_seconds: float, key: str, parts: int = 1) -> None:
         self.path = path
         self.every_seconds = every_seconds
         self.key = key
+        self.parts = parts
         self.saved = time.monotonic()
         self.step = self.asked_step = self.saved_step = 0  # done; when the ranks asked each other; in last.ckpt
         self.saving = False
@@ -137,10 +140,13 @@ class LastState(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.saving:
-            checkpoint["kd"] = {"key": self.key, "random": gathered(random_state()), "metrics": self.unlogged}
+            checkpoint["kd"] = {
+                "key": self.key, "random": gathered(random_state()), "metrics": self.unlogged, "parts": self.parts,
+            }  # fmt: skip
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.found, self.unlogged = checkpoint["kd"]["random"], checkpoint["kd"]["metrics"]
+        resplit(checkpoint, self.parts)
         for name, state in checkpoint["callbacks"].items():
             if name.startswith("ModelCheckpoint"):
                 find_best(state, self.path.parent, trainer.is_global_zero)

@@ -87,17 +87,22 @@ class DistillationModule(L.LightningModule):
         self.first_bad = {name: torch.tensor(-1, device=self.device) for name in self.losses}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        student = self.recorder(**batch["student"])
-        teacher = self.taught(batch)
+        part = self.trainer.profiler.profile  # type: ignore[attr-defined]  # of the step, for kd.step_profile
+        with part("student"):
+            student = self.recorder(**batch["student"])
+        with part("teacher"):
+            teacher = self.taught(batch)
         found, means = {}, {}
-        with torch.autocast(self.device.type, enabled=False):  # losses take what they are given as float32
+        # losses take what they are given as float32
+        with part("losses"), torch.autocast(self.device.type, enabled=False):
             for name, loss in self.terms.items():
                 loss.at(self.trainer.global_step / self.steps)
                 found[name] = loss(student, teacher, batch)
                 means[name] = found[name][0] / batch["totals"][loss.unit]
         self.watch(means, batch_idx)
         total = torch.stack([self.weight(name) * mean for name, mean in means.items()]).sum()
-        self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
+        with part("logging"):
+            self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 

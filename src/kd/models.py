@@ -165,6 +165,12 @@ def encoder_layers(model: Any) -> nn.ModuleList:
     return layers
 
 
+def recompute_activations(model: Any) -> None:
+    """While it trains, what happens inside a layer is not kept for the backward pass but computed again."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()  # hooks for another kind of checkpoint; a model with them cannot be copied
+
+
 def kept_fields(config: Any, own: Family, kept: Sequence[int]) -> dict[str, list[Any]]:
     """Of the teacher's config fields with an entry for each layer, the entries of the layers that are kept."""
     return {field: [getattr(config, field)[i - 1] for i in kept] for field in own.per_layer}

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 import kd
-from kd import artefact, heads, models, report
+from kd import artefact, heads, models, precision, report, step_profile
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.export import Target
@@ -22,13 +22,16 @@ from kd.export.directory import is_export, note_figures
 from kd.export.exporter import Exported, Exporter
 from kd.export_command import table as gate_table
 from kd.fit import Fitted
+from kd.lit_module import FrozenTeacher
 from kd.pair import Pair
 from kd.quantization import Converted
 from kd.quantized_file import in_stock_format
 from kd.schemes import Settings
 from kd.sources import TextData
+from kd.step_profile import StepProfile
 from kd.store import write_text
 from kd.tasks import Classification, Task
+from kd.utilisation import utilisation
 
 SHARES = "These weights are shares of the gradient: method.balance=gradnorm makes them so."
 
@@ -147,6 +150,7 @@ def finish_report(
         "models": {entry.name: entry.figures for entry in entries},
         **loading(entries, rows, task, made),
         **products.said(task),
+        **used(cfg, rows, fitted, entries),
         "loss": {name: loss.described() for name, loss in fitted.module.terms.items()},
         "weights": f"{SHARES}\n\n" if cfg.method.balance is not None else "",
         "about": circumstances(cfg, rows, fitted, memory) | made | more,
@@ -160,8 +164,24 @@ def finish_report(
         print(f"\n{finished['gate']}\n")
     for what, figures in more.items():
         print(f"{what}: {figures}")
+    if finished["utilisation"]:
+        print(f"Utilisation: {finished['utilisation']['text']}")
+    if finished["profile"]:
+        print(f"\n{step_profile.described(finished['profile'])}\n")
     print(f"Peak memory {memory / 1e9:.2f} GB. Everything is in {cfg.paths.output}")
     return finished
+
+
+def used(cfg: DictConfig, rows: TextDataModule, fitted: Fitted, entries: list[report.Entry]) -> dict[str, Any]:
+    """How well the training used the machine, and where its time went, if that was asked for."""
+    found: dict[str, Any] = {"utilisation": None, "profile": {}}
+    if cfg.report.measure:
+        runs = entries[0].model if isinstance(fitted.module.teacher, FrozenTeacher) else None
+        mixed, device = cfg.trainer.precision != precision.FULL, fitted.trainer.strategy.root_device
+        found["utilisation"] = utilisation(entries[1].model, runs, rows, fitted.clock, mixed, device)
+    if isinstance(profile := fitted.trainer.profiler, StepProfile):  # type: ignore[attr-defined]
+        found["profile"] = profile.parts()
+    return found
 
 
 def loading(

@@ -19,6 +19,7 @@ from kd.measure import compared_with, in_batches, legend
 from kd.measure import measure as measured
 from kd.measure_process import Measured
 from kd.picture import draw
+from kd.step_profile import described
 from kd.store import rank, write_text
 from kd.table import rows as rows  # also reached as report.rows and report.table
 from kd.table import table as table
@@ -170,6 +171,14 @@ def model_card(report: dict[str, Any], name: str) -> str:
     )
 
 
+def time_used(report: dict[str, Any]) -> str:
+    """Utilisation and profile in markdown; nothing where they were not asked for."""
+    found = f"Utilisation: {report['utilisation']['text']}.\n\n" if report.get("utilisation") else ""
+    if report.get("profile"):
+        found += f"{described(report['profile'])}\n\nIn `trace.json` are some steps, for chrome://tracing.\n\n"
+    return found
+
+
 def write(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], directory: Path) -> None:
     """``report.md``, ``report.png`` and, last, ``report.json``: a run that has it is finished."""
     draw(report, curves, directory / "report.png")
@@ -187,7 +196,7 @@ def write(report: dict[str, Any], curves: dict[str, list[tuple[int, float]]], di
     write_text(
         directory / "report.md",
         f"# {report['title']}\n\n{scores(report)}\n\n{table(report)}\n\n{sentence(report)}\n\n{settings}\n\n"
-        f"The loss is the sum of\n\n{terms}\n\n{report['weights']}{layers}{gate}"
+        f"The loss is the sum of\n\n{terms}\n\n{report['weights']}{layers}{gate}{time_used(report)}"
         "![report](report.png)\n",
     )
     write_text(directory / "report.json", json.dumps(report | {"curves": curves}, indent=2))

@@ -18,9 +18,11 @@ from kd.store import content_key
 
 # What may change on resuming, since no figure depends on it.
 HARMLESS = (
-    "debug", "resume", "logger", "paths", "report.measure", "report.measure_seconds", "data.num_workers",
+    "debug", "profile", "resume", "logger", "paths", "report.measure", "report.measure_seconds", "data.num_workers",
     "data.source.cache", "data.source.store", "checkpoint",
 )  # fmt: skip
+
+FOUND = ("trainer.precision", "teacher.fine_tune.precision", "data.batch_size")  # auto: a run keeps what it found
 
 
 def is_harmless(key: str) -> bool:
@@ -77,6 +79,9 @@ def stored(directory: Path, given: DictConfig, named: list[str]) -> DictConfig:
     """
     earlier = read_config(directory / "config.yaml")
     wrong = []
+    for key in FOUND:
+        if plain(given, key) == "auto":
+            OmegaConf.update(given, key, plain(earlier, key), merge=False)
     for key in named:
         if key == "experiment":  # a recipe leaves no name behind: its settings are compared
             both = [{(name, str(value)) for name, value in leaves(settings_of(cfg))} for cfg in (earlier, given)]

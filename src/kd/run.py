@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kd import loggers, models, quantization, report, teacher_scores
+from kd import batch_size, loggers, models, precision, quantization, report, teacher_scores
 from kd.architecture import container
 from kd.build import build, build_losses, check_layers, fit_settings, make_task, quantization_settings
 from kd.datamodule import TextDataModule
@@ -19,7 +19,7 @@ from kd.export import Target, named_targets
 from kd.fit import FitSettings, Fitted
 from kd.lit_module import FrozenTeacher
 from kd.losses import Loss
-from kd.named_schemes import keeping_worst, looked_at
+from kd.named_schemes import AUTO, keeping_worst, looked_at
 from kd.noise import silence_transformers
 from kd.outcome import SHARES, Products, finish_report, save_converted, save_exports, save_student
 from kd.pair import Pair, check_token_level, find_pair, make_student, make_teacher, max_lengths
@@ -29,11 +29,12 @@ from kd.sensitivity import Sensitivity
 from kd.sensitivity import table as layer_table
 from kd.signal_cache import CacheSettings, kept_signals
 from kd.sources import TextData
-from kd.store import claim, local_rank
+from kd.store import claim, local_rank, write_text
 from kd.tasks import Task
 from kd.teacher import check_score
 
 SHOWN = 10  # labels in the line about the data
+SCORED = 32  # rows of a batch, before data.batch_size=auto has found how many fit
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -42,6 +43,7 @@ def train(cfg: DictConfig) -> float | None:
     None on ranks that do not report.
     """
     silence_transformers()
+    precision.settle(cfg)
     names = [cfg[key].name for key in ("teacher", "student", "method", "quant", "data")]
     logs = loggers.Logs(Path(cfg.paths.output), container(cfg), names)
     try:
@@ -85,14 +87,17 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     )
 
     student = make_student(cfg, pair, teacher, task)
+    if cfg.student.gradient_checkpointing:
+        models.recompute_activations(student)
     say(entries[0], student, losses, task, cfg, pair)
-    frozen = teach(cfg, entries[0], losses, rows, task, settings, weights, cache)
+    frozen = teach(cfg, entries[0], student, losses, rows, task, settings, weights, cache)
     distillation = Distillation(cfg, student, task, losses, frozen, rows, settings, logs)
     fitted, trained = trainings(distillation, schemes)
     if not leads_alone(fitted):
         return None
 
     student = quantization.without_fake_quantization(fitted.module.student).to("cpu").eval()
+    student.activation_checkpointing_disable()
     entries.append(save_student(output, student, pair, cfg, data, task))
     products = Products()
     for scheme in schemes:
@@ -111,15 +116,23 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
 
 def student_rows(cfg: DictConfig, data: TextData, pair: Pair, cache: Path, task: Task) -> TextDataModule:
     """The rows as student and teacher read them while distilling."""
+    size = SCORED if cfg.data.batch_size == AUTO else cfg.data.batch_size
     rows = TextDataModule(
-        data, pair.tokenizers, cache, cfg.data.batch_size, max_lengths(cfg), cfg.data.limit, cfg.data.num_workers,
-        cfg.seed, task.units, cfg.data.truncation == "cut", cfg.data.tokens_per_batch,
+        data, pair.tokenizers, cache, size, max_lengths(cfg), cfg.data.limit, cfg.data.num_workers, cfg.seed,
+        task.units, cfg.data.truncation == "cut", cfg.data.tokens_per_batch,
     )  # fmt: skip
     sizes = ", ".join(f"{len(split)} {name}" for name, split in rows.splits.items())
     more = f", ... ({len(task.label_names)})" if len(task.label_names) > SHOWN else ""
     labels = f"; labels {', '.join(task.label_names[:SHOWN])}{more}" if task.label_names else ""
     print(f"Data: {sizes} rows{labels}")
     return rows
+
+
+def keep_found(cfg: DictConfig, size: int, why: str) -> None:
+    """What data.batch_size=auto came to goes into config.yaml, so that the run can be repeated and resumed."""
+    cfg.data.batch_size = size
+    write_text(Path(cfg.paths.output) / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    print(f"Batch size: {size} rows; {why}. The learning rate stays {cfg.optimizer.lr:g}.")
 
 
 def score_teacher(
@@ -135,19 +148,23 @@ def score_teacher(
 
 
 def teach(
-    cfg: DictConfig, entry: report.Entry, losses: dict[str, Loss], rows: TextDataModule, task: Task,
+    cfg: DictConfig, entry: report.Entry, student: Any, losses: dict[str, Loss], rows: TextDataModule, task: Task,
     settings: FitSettings, weights: str, cache: Path,
 ) -> FrozenTeacher | None:  # fmt: skip
     """Has the training rows carry what the losses need of the teacher, if it is kept; the teacher, if it is still
-    asked while training or validating.
+    asked while training or validating. Settles how many rows a batch has before.
     """
     signals = sorted({signal for loss in losses.values() for signal in loss.teacher_signals})
     asked = ["logits"] if task.scored_against_teacher else []  # on validation
     frozen = FrozenTeacher(entry.model, (*signals, *asked))
-    if signals:
-        how = CacheSettings(
-            cfg.cache, cfg.cache_dtype, settings.trainer["precision"], scoring_device(settings), settings.passes(rows)
+    device, lower = scoring_device(settings), settings.trainer["precision"]
+    if cfg.data.batch_size == AUTO:
+        rows.batch_size, why = batch_size.find(
+            student, losses, frozen if signals else None, rows, device, lower != precision.FULL
         )
+        keep_found(cfg, rows.batch_size, why)
+    if signals:
+        how = CacheSettings(cfg.cache, cfg.cache_dtype, lower, device, settings.passes(rows))
         kept = kept_signals(entry.model, weights, rows, task, how, cfg.teacher.name, cache, signals)
         rows.splits["train"].kept = kept
         signals = [] if kept else signals

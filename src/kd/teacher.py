@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -20,6 +21,7 @@ from kd.datamodule import TextDataModule
 from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.fit import FitSettings, Fitted, fit
+from kd.halving import parts_begun, within_memory
 from kd.losses import HardLabelLoss
 from kd.models import Loaded, load_model, name_labels, reorder_labels
 from kd.report import Entry
@@ -40,6 +42,7 @@ class FineTune:
     lr: float
     seed: int
     limit: int | None = None  # part of the data's key, so not of this one
+    precision: str = "32-true"  # a part of its own of the key
 
     def wanted(self, has_head: bool, weights: str) -> bool:
         return self.when == "always" or (self.when == "auto" and not has_head and weights != "random")
@@ -52,7 +55,7 @@ def teacher_key(
     """Everything that determines the fine-tuned weights, but the machine."""
     optimizer = settings.optimizer
     assert isinstance(optimizer, functools.partial)
-    tuned = {name: value for name, value in vars(tune).items() if name != "limit"} | {"when": None}
+    tuned = {name: value for name, value in vars(tune).items() if name not in ("limit", "precision")} | {"when": None}
     return content_key(
         weights=identity, data=data.key, labels=task.label_names, task=type(task).__name__, **task.settings(),
         tokenizer=tokenizer_key(tokenizer), tune=tuned,
@@ -67,10 +70,12 @@ def own_settings(settings: FitSettings, tune: FineTune) -> FitSettings:
     """On one device, before any other rank exists: the others will find the teacher in the cache."""
     options = {
         "max_epochs": tune.epochs, "max_steps": tune.max_steps, "accumulate_grad_batches": 1, "devices": 1,
-        "num_nodes": 1, "strategy": "auto",
+        "num_nodes": 1, "strategy": "auto", "precision": tune.precision,
     }  # fmt: skip
     optimizer = functools.partial(settings.optimizer, lr=tune.lr)
-    return replace(settings, seed=tune.seed, optimizer=optimizer, trainer=settings.trainer | options)
+    return replace(
+        settings, seed=tune.seed, profile=False, compile="off", optimizer=optimizer, trainer=settings.trainer | options
+    )
 
 
 def wait_for_first_rank(kept: Path) -> None:
@@ -103,10 +108,17 @@ def fine_tuned(
         done = steps_begun(work, key)
         if done:
             print(f"Teacher: going on after {done} steps that an earlier run did")
-        fitted = fit(
-            loaded.model.requires_grad_(True), task, {"hard": loss}, None, data, settings, work, key,
-            f"Fine-tuning the teacher {name}", loggers(steps_logged(work)),
-        )  # fmt: skip
+
+        def once(parts: int, model: Any = loaded.model) -> Fitted:
+            return fit(
+                model.requires_grad_(True), task, {"hard": loss}, None, data, settings, work, key,
+                f"Fine-tuning the teacher {name}", loggers(steps_logged(work)), parts=parts,
+            )  # fmt: skip
+
+        if settings.trainer["accelerator"] == "cpu":  # there the system ends a process without memory
+            fitted = once(parts_begun(work))
+        else:
+            fitted = within_memory(lambda parts: once(parts, copy.deepcopy(loaded.model)), work, tune.batch_size)
         with new_directory(kept) as unfinished:
             keep(fitted, tokenizer, unfinished)
         shutil.rmtree(work)
