@@ -113,7 +113,7 @@ class LazyRows:
 
     def summed_up(self, mean: Tensor, square: Tensor, since: Tensor) -> Tensor:
         """The move of single elements, term by term: ``[N]`` each."""
-        gaps = torch.arange(1, self.reach + 1)
+        gaps = torch.arange(1, min(self.reach, self.step - self.start) + 1)
         found = []
         for one in torch.split(torch.arange(len(mean)), CHUNK):
             places = since[one, None] + gaps - 1
