@@ -36,7 +36,7 @@ def lines(rounds: Rounds, names: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--method", default="logit")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--part-steps", type=int, default=40, help="of the Trainer")

@@ -23,7 +23,7 @@ class Ingredient:
 INGREDIENTS = (
     Ingredient("teacher's signals cached", "cache", ("auto",), "off"),
     Ingredient("bf16", "trainer.precision", ("auto", "bf16-mixed"), "32-true"),
-    Ingredient("lazy embeddings", "optimizer.lazy_embeddings", ("true",), "false"),
+    Ingredient("lazy embeddings", "trainer.lazy_embeddings", ("auto", "true"), "false"),
     Ingredient("compile", "compile", ("auto",), "off"),
 )
 
@@ -61,4 +61,4 @@ def variants() -> list[tuple[str, list[str]]]:
         rows.append((f"+ {name}", [*on[: i + 1], *off[i + 1 :]]))
     for i, name in enumerate(options) if len(options) > 1 else ():
         rows.append((f"all but {name}", [*on[:i], off[i], *on[i + 1 :]]))
-    return rows
+    return [row for i, row in enumerate(rows) if row[1] not in [other for _, other in rows[:i]]]
