@@ -87,7 +87,7 @@ def draw(found: dict[str, dict[int, Figures]], file: Path) -> None:
 
 
 def measured(arguments: argparse.Namespace, base: Work) -> dict[str, dict[int, Figures]]:
-    directory, fast = Path(base.directory), kd_options.fastest()
+    directory, fast = Path(base.directory), kd_options.fastest(always_cached=True)
     found: dict[str, dict[int, Figures]] = {"rows": {}, "tokens": {}, "layers": {}}
     for rows in arguments.rows:
         prepare.write_rows(directory, rows, 64)

@@ -48,8 +48,10 @@ def known() -> dict[str, tuple[str, str]]:
     return found
 
 
-def fastest() -> list[str]:
-    return [on for on, _ in known().values()]
+def fastest(always_cached: bool = False) -> list[str]:
+    """``always_cached``: the teacher's pass is made however few steps follow, where ``auto`` would leave it out."""
+    lines = [on for on, _ in known().values()]
+    return ["cache=on" if always_cached and line == "cache=auto" else line for line in lines]
 
 
 def variants() -> list[tuple[str, list[str]]]:
