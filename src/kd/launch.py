@@ -18,6 +18,7 @@ from hydra._internal.utils import get_args_parser
 from kd import resume
 from kd.command_line import check_command_line, compose, conf_dir, forced, options
 from kd.errors import UserError
+from kd.library import added
 from kd.job import FAILURES, end_of_sweep, own_paths, run_one, started_together
 
 PLUGINS = (  # override, its module, the extra that brings it
@@ -116,6 +117,7 @@ def main() -> None:
         if directory is not None and (directory / "report.json").is_file():
             print(f"{directory} is finished, there is nothing to go on with: see its report.md.")
             return
+    added.register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra lets errors through, instead of printing them
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_one)()
