@@ -18,8 +18,8 @@ from hydra._internal.utils import get_args_parser
 from kd import resume
 from kd.command_line import check_command_line, compose, conf_dir, forced, options
 from kd.errors import UserError
-from kd.library import added
 from kd.job import FAILURES, end_of_sweep, own_paths, run_one, started_together
+from kd.library import added
 
 PLUGINS = (  # override, its module, the extra that brings it
     ("hydra/sweeper=search", "hydra_optuna_sweeper", "optuna"),

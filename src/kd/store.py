@@ -27,6 +27,7 @@ from kd.errors import OccupiedError, UserError
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ABOUT = "kd.json"  # what kd says about a directory of its own, beside what transformers reads
 SOURCE = "source.json"  # beside what kd downloaded or was given: where it comes from, and its checksums
+OFFLINE = ("KD_OFFLINE", "HF_HUB_OFFLINE")
 PROBE_SECONDS = 2.0
 CLAIMED: list[Any] = []  # the locks of run directories that this process holds
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
@@ -53,8 +54,12 @@ class Wanted:
 
     @property
     def fix(self) -> str:
-        """The command that brings it."""
-        return f"kd {'models' if self.kind == 'model' else 'data'} download {self.name}"
+        """The command that brings it: kd's for a name that it knows, else that of the hub's client."""
+        from kd.library.catalogue import named_things
+
+        if any(one.wanted(self.store).name == self.name and one.hub_id == self.hub_id for one in named_things(self)):
+            return f"kd {'models' if self.kind == 'model' else 'data'} download {self.name}"
+        return f"hf download {'--repo-type dataset ' if self.kind == 'dataset' else ''}{self.hub_id}"
 
 
 def weights_file(directory: Path) -> Path | None:
@@ -105,6 +110,10 @@ def find(wanted: Wanted) -> Path | None:
                 return directory
     if wanted.hub_id is None:
         return None
+    from huggingface_hub import constants
+
+    if not Path(constants.HF_HUB_CACHE, f"{wanted.kind}s--{wanted.hub_id.replace('/', '--')}").is_dir():
+        return None  # without the import of what follows
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -117,8 +126,7 @@ def find(wanted: Wanted) -> Path | None:
 
 def offline() -> bool:
     """Whether the environment forbids every connection."""
-    names = ("KD_OFFLINE", "HF_HUB_OFFLINE")
-    return any(os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON") for name in names)
+    return any(os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON") for name in OFFLINE)
 
 
 def hub_endpoint() -> str:
@@ -163,27 +171,31 @@ def reachable(urls: list[str], seconds: float = PROBE_SECONDS) -> bool:
     return reached.is_set()
 
 
-def obtainable(wanted: Wanted) -> bool:
-    """Whether one of the places that a download would ask answers."""
-    from kd.library.installation import places_of
+def addresses(wanted: Wanted) -> list[str]:
+    """Where a download would ask, in order."""
+    from kd.library.catalogue import facts
+    from kd.library.places import places
 
-    return reachable([source.place for source in places_of(wanted)])
+    return [place.address for place in places(wanted, facts(wanted)[0])]
 
 
 def require(wanted: list[Wanted]) -> None:
     """Raises UserError, in one paragraph for all, if something is neither on the disk nor to be had."""
     missing = [item for item in dict.fromkeys(wanted) if find(item) is None]
-    if not missing or (not offline() and all(obtainable(item) for item in missing)):
+    if not missing or (not offline() and all(reachable(addresses(item)) for item in missing)):
         return
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    set_to = next((name for name in ("HF_HUB_OFFLINE", "KD_OFFLINE") if os.environ.get(name)), None)
+    hosts = dict.fromkeys(urlparse(one).netloc for item in missing for one in addresses(item))
+    set_to = [name for name in OFFLINE if os.environ.get(name)]
+    why = f"a download is ruled out ({set_to[0]} is set)" if offline() else "nothing else is to be asked"
+    if hosts and not offline():
+        why = f"{' and '.join(hosts)} cannot be reached from here"
     what = " and ".join(f"the {item.kind} {item.name} ({item.hub_id or 'on no hub'})" for item in missing)
     where = ", ".join(str(item.directory) for item in missing)
     fixes = "\n".join(f"  {item.fix}" for item in missing if item.hub_id)
     raise UserError(
-        f"Missing: {what}. Looked in {where}, then in the hub's cache {HF_HUB_CACHE}; "
-        f"{hub_address()[0]} cannot be reached from here{f' ({set_to} is set)' if set_to else ''}. "
+        f"Missing: {what}. Looked in {where}, then in the hub's cache {HF_HUB_CACHE}; {why}. "
         f"With a network, fetch once:\n{fixes}\n"
         f"or copy config.json, model.safetensors and the tokenizer (a data set: train.parquet and dev.parquet) "
         f"into the directory named for it (KD_STORE moves them). Without any weights or "

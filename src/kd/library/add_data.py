@@ -47,7 +47,9 @@ def files_of(path: Path) -> dict[str, Path | None]:
         return {"train": path, "validation": None, "test": None}
     found: dict[str, Path | None] = {}
     for split, names in SPLITS.items():
-        there = [one for one in sorted(path.iterdir()) if suffix_of(one) in SUFFIXES and one.name.split(".")[0] in names]
+        there = [
+            one for one in sorted(path.iterdir()) if suffix_of(one) in SUFFIXES and one.name.split(".")[0] in names
+        ]
         if len(there) > 1:
             raise UserError(f"{path} has several files for {split}: {', '.join(one.name for one in there)}. Leave one.")
         found[split] = there[0] if there else None

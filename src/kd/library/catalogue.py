@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +179,15 @@ def model_named(name: str, store: Path) -> Model:
 
 def data_named(name: str, store: Path) -> DataSet:
     return named(data_sets(store), name, "data set")  # type: ignore[no-any-return]
+
+
+def named_things(wanted: Wanted) -> Sequence[Model | DataSet]:
+    return models(wanted.store) if wanted.kind == "model" else data_sets(wanted.store)
+
+
+def facts(wanted: Wanted) -> tuple[Known, Mapping[str, Any] | None]:
+    """What is known of a name, if it is the one of conf/; another hub_id under that name is another thing."""
+    for thing in named_things(wanted):
+        if thing.wanted(wanted.store) == replace(wanted, splits=thing.wanted(wanted.store).splits):
+            return thing.known, thing.architecture if isinstance(thing, Model) else None
+    return Known("see the hub"), None

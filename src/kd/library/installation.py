@@ -6,32 +6,20 @@ import contextlib
 import datetime
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
 from kd.library import document, record
-from kd.library.catalogue import DataSet, Model, data_sets, models
+from kd.library.catalogue import facts, models, named_things
 from kd.library.checked import WEIGHTS, check_model
 from kd.library.download import RefusedError, new_client
-from kd.library.known import Known
+from kd.library.places import Place, places
 from kd.library.rewrite import rewrite
-from kd.library.sources import PICKLED, TOKENIZERS, Session, Source, sources
+from kd.library.sources import PICKLED, TOKENIZERS, Session, bring
 from kd.store import SOURCE, Wanted, complete, locked, offline, split_files
-
-
-def named_things(wanted: Wanted) -> Sequence[Model | DataSet]:
-    return models(wanted.store) if wanted.kind == "model" else data_sets(wanted.store)
-
-
-def facts(wanted: Wanted) -> tuple[Known, Mapping[str, Any] | None]:
-    """What is known of a name, if it is the one of conf/; another hub_id under that name is another thing."""
-    for thing in named_things(wanted):
-        if thing.wanted(wanted.store) == replace(wanted, splits=thing.wanted(wanted.store).splits):
-            return thing.known, thing.architecture if isinstance(thing, Model) else None
-    return Known("see the hub"), None
 
 
 def install(wanted: Wanted, new_checksums: bool = False) -> Path:
@@ -41,10 +29,10 @@ def install(wanted: Wanted, new_checksums: bool = False) -> Path:
     Raises UserError with what each source said.
     """
     wanted = under_own_name(wanted)
-    places = places_of(wanted)
+    there = places_of(wanted)
     if offline():
         raise UserError(f"{wanted.name} is not in the store, and HF_HUB_OFFLINE or KD_OFFLINE forbids to download it.")
-    if not places:
+    if not there:
         raise UserError(f"{wanted.name} is to be had nowhere by that name: {no_source(wanted)}")
     with writing(wanted.store), locked(lock_of(wanted), f"Another process is downloading {wanted.name}; waiting ..."):
         if complete(wanted.kind, wanted.directory, wanted.splits):
@@ -53,7 +41,7 @@ def install(wanted: Wanted, new_checksums: bool = False) -> Path:
         work = work_of(wanted.directory)
         work.mkdir(parents=True, exist_ok=True)
         try:
-            return from_first(wanted, places, work, new_checksums)
+            return from_first(wanted, there, work, new_checksums)
         except UserError:  # and not a Ctrl-C: then all that arrived is gone on with
             tidy(work)
             raise
@@ -67,8 +55,8 @@ def under_own_name(wanted: Wanted) -> Wanted:
     return replace(wanted, name=wanted.by_id.name)
 
 
-def places_of(wanted: Wanted) -> list[Source]:
-    return sources(wanted, facts(wanted)[0])
+def places_of(wanted: Wanted) -> list[Place]:
+    return places(wanted, facts(wanted)[0])
 
 
 def no_source(wanted: Wanted) -> str:
@@ -78,22 +66,22 @@ def no_source(wanted: Wanted) -> str:
     )
 
 
-def from_first(wanted: Wanted, places: list[Source], work: Path, new_checksums: bool) -> Path:
+def from_first(wanted: Wanted, there: list[Place], work: Path, new_checksums: bool) -> Path:
     known, architecture = facts(wanted)
     recorded = {} if new_checksums else record.checksums(wanted.store)
     said = []
     with new_client() as client:
         unreached: set[str] = set()
-        for number, source in enumerate(places):
+        for number, source in enumerate(there):
             session = Session(wanted, known, architecture, recorded, client, unreached=unreached)
-            print(f"Downloading {wanted.name} from {source.place} ...", flush=True)
+            print(f"Downloading {wanted.name} from {source.address} ...", flush=True)
             try:
                 here = work / f"{number}-{source.kind}"
                 here.mkdir(exist_ok=True)
-                directory = source.bring(session, here)
+                directory = bring(source, session, here)
                 check(wanted, directory, session)
             except RefusedError as error:
-                said.append(f"{source.place}: {error}".replace(f"{source.place}: {source.place}", source.place))
+                said.append(f"{source.address}: {error}".replace(f"{source.address}: {source.address}", source.address))
                 continue
             finish(session, source, directory)
             shutil.rmtree(work)
@@ -127,7 +115,7 @@ def say_family(directory: Path, architecture: Mapping[str, Any] | None) -> None:
         path.write_text(json.dumps({"model_type": architecture["model_type"], **stored}, indent=2), encoding="utf-8")
 
 
-def finish(session: Session, source: Source, directory: Path) -> None:
+def finish(session: Session, source: Place, directory: Path) -> None:
     """Notes where the files come from, and gives them their name."""
     wanted = session.wanted
     for path in directory.rglob("*"):
@@ -136,7 +124,8 @@ def finish(session: Session, source: Source, directory: Path) -> None:
         elif path.is_file():
             path.chmod(0o644)
     about = {
-        "name": wanted.name, "kind": wanted.kind, "source": source.kind, "from": source.place, "hub_id": wanted.hub_id,
+        "name": wanted.name, "kind": wanted.kind, "hub_id": wanted.hub_id, "source": source.kind,
+        "from": source.address,
         "licence": session.known.licence, "date": today(), "columns": session.columns, "notes": session.notes,
         "downloaded": session.files,
     }  # fmt: skip
@@ -200,12 +189,12 @@ def today() -> str:
 
 def remove(wanted: Wanted) -> int:
     """Takes it out of the store, with what a broken-off download left; how many bytes. Its checksums stay recorded."""
-    places = [place for place in (wanted.directory, work_of(wanted.directory)) if place.exists()]
-    if not places:
+    there = [place for place in (wanted.directory, work_of(wanted.directory)) if place.exists()]
+    if not there:
         raise UserError(f"{wanted.name} is not in the store: there is no {wanted.directory}.")
     with writing(wanted.store), locked(lock_of(wanted)):
-        size = sum(path.stat().st_size for place in places for path in place.rglob("*") if path.is_file())
-        for place in places:
+        size = sum(path.stat().st_size for place in there for path in place.rglob("*") if path.is_file())
+        for place in there:
             gone = place.with_name(f".{place.name}.removed")
             place.rename(gone)  # at once, so that no half of it is found
             shutil.rmtree(gone)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.library.catalogue import DataSet, Model
-from kd.library.sources import places_named
+from kd.library.places import places
 from kd.store import find, source_of, split_files
 from kd.table import NONE, markdown_table
 
@@ -34,7 +34,7 @@ def model_facts(model: Model, store: Path) -> dict[str, Any]:
         "positions": own.get("max_position_embeddings"), "tokenizer": tokenizer(model),
         "parameters": model.parameters, "embedding_share": embedding_share(model), "bytes": model.bytes,
         "licence": model.known.licence, "hub_id": model.hub_id,
-        "sources": places_named(model.wanted(store), model.known) if model.own_weights else [],
+        "sources": sources(model, store) if model.own_weights else [],
         "installed": where, "path": str(path) if path else None, **noted(path),
     }  # fmt: skip
 
@@ -45,10 +45,14 @@ def data_facts(data: DataSet, store: Path) -> dict[str, Any]:
     return {
         "name": data.name, "stored_as": data.stored_as, "task": data.task, "labels": len(data.label_names) or None,
         "label_names": list(data.label_names), "licence": data.known.licence, "hub_id": data.hub_id,
-        "sources": places_named(data.wanted(store), data.known), "installed": where, "path": str(path) if path else None,
+        "sources": sources(data, store), "installed": where, "path": str(path) if path else None,
         "bytes": sum(file.stat().st_size for files in splits.values() for file in files) if splits else None,
         "rows": {split: rows(files) for split, files in splits.items() if files}, **noted(path),
     }  # fmt: skip
+
+
+def sources(thing: Model | DataSet, store: Path) -> list[str]:
+    return [place.address for place in places(thing.wanted(store), thing.known)]
 
 
 def rows(files: Sequence[Path]) -> int | None:
@@ -56,7 +60,7 @@ def rows(files: Sequence[Path]) -> int | None:
     from pyarrow import ArrowInvalid, parquet
 
     try:
-        return sum(parquet.ParquetFile(file).metadata.num_rows for file in files)
+        return sum(int(parquet.ParquetFile(file).metadata.num_rows) for file in files)
     except ArrowInvalid:
         return None
 
@@ -127,5 +131,3 @@ def in_full(facts: Mapping[str, Any]) -> str:
     lines = [f"{key.replace('_', ' '):<{width}}  {shown(key, facts[key])}" for key in facts if key != "files"]
     files = facts.get("files") or {}
     return "\n".join([*lines, *(f"{one['sha256']}  {name}  {one['bytes']:,} bytes" for name, one in files.items())])
-
-

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,23 +12,22 @@ from urllib.parse import quote, urlparse
 
 import httpx2
 
-from kd.errors import UserError, nearest
+from kd.errors import UserError
 from kd.library import download
 from kd.library.archive import unpack
 from kd.library.checked import WEIGHTS
 from kd.library.convert import convert
 from kd.library.download import NotThereError, Received, RefusedError, UnreachableError
-from kd.library.known import ARCHIVES, Known
-from kd.library.rewrite import rewrite
+from kd.library.known import Known
+from kd.library.places import Place
 from kd.library.sizes import BYTES, parameters
-from kd.store import SOURCE, SPLITS, Wanted, file_hash, hub_endpoint
+from kd.store import SOURCE, SPLITS, Wanted, file_hash
 
 PICKLED = "pytorch_model.bin"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
               "merges.txt")  # fmt: skip
 SMALL = 64 << 20  # bytes of a file that holds no weights
 MOST_DATA = 4 << 30  # bytes of a data file
-ORDER = ("hub", "archive", "mirror")
 CONVERTED = "refs/convert/parquet"  # where the hub keeps data sets as parquet that were uploaded otherwise
 
 
@@ -71,64 +69,13 @@ class Session:
         return received
 
 
-@dataclass(frozen=True)
-class Source:
-    """A place to ask; ``bring`` downloads into a directory and returns the one in it that has the files."""
-
-    kind: str
-    place: str
-    bring: Callable[[Session, Path], Path]
-
-
-def mirror() -> str | None:
-    address = os.environ.get("KD_MIRROR", "").rstrip("/")
-    if address and urlparse(address).scheme not in ("http", "https"):
-        raise UserError(f"KD_MIRROR={address}: give an address that begins with http:// or https://")
-    return address or None
-
-
-def order() -> list[str]:
-    """KD_SOURCES, or all of them."""
-    named = [word.strip() for word in os.environ.get("KD_SOURCES", ",".join(ORDER)).split(",") if word.strip()]
-    for word in named:
-        if word not in ORDER:
-            raise UserError(f"KD_SOURCES names {word!r}.{nearest(word, ORDER)} Known: {', '.join(ORDER)}.")
-    return named
-
-
-def sources(wanted: Wanted, known: Known) -> list[Source]:
-    """Every place that may have it."""
-    found: list[Source] = []
-    for kind in order():
-        address = mirror()
-        if kind == "hub" and wanted.hub_id:
-            found.append(from_hub(wanted, hub_endpoint(), kind))
-        elif kind == "archive" and known.archive and wanted.kind == "model":
-            found.append(from_archive(known, ARCHIVES, kind))
-        elif kind == "mirror" and address:
-            found.append(from_store(wanted, address))
-            if wanted.hub_id and wanted.kind == "model":
-                found.append(from_hub(wanted, address, kind))
-            if known.archive and wanted.kind == "model":
-                found.append(from_archive(known, f"{address}/bert_models", kind))
-    return found
-
-
-def from_hub(wanted: Wanted, endpoint: str, kind: str) -> Source:
-    bring = hub_model if wanted.kind == "model" else hub_data
-    what = "" if wanted.kind == "model" else "datasets/"
-    return Source(kind, f"{endpoint}/{what}{wanted.hub_id}", lambda session, work: bring(session, work, endpoint))
-
-
-def from_archive(known: Known, base: str, kind: str) -> Source:
-    url = f"{base}/{known.archive}.zip"
-    return Source(kind, url, lambda session, work: archived_model(session, work, url))
-
-
-def from_store(wanted: Wanted, address: str) -> Source:
-    """Another store, behind any web server."""
-    base = f"{address}/{wanted.directory.parent.name}/{wanted.directory.name}"
-    return Source("mirror", base, lambda session, work: stored(session, work, base))
+def bring(place: Place, session: Session, work: Path) -> Path:
+    """Downloads into ``work``, and returns the directory in it that has the files. Raises RefusedError."""
+    if place.layout == "archive":
+        return archived_model(session, work, place.address)
+    if place.layout == "store":
+        return stored(session, work, place.address)
+    return (hub_model if session.wanted.kind == "model" else hub_data)(session, work, place.endpoint)
 
 
 def hub_model(session: Session, work: Path, endpoint: str) -> Path:
@@ -154,6 +101,8 @@ def hub_model(session: Session, work: Path, endpoint: str) -> Path:
 
 
 def rewritten(session: Session, directory: Path) -> None:
+    from kd.library.rewrite import rewrite
+
     try:
         count = rewrite(directory / PICKLED, directory / WEIGHTS)
     except UserError as error:
@@ -250,8 +199,3 @@ def stored(session: Session, work: Path, base: str) -> Path:
     session.notes += [*noted.get("notes", ()), f"from {noted.get('from', 'unknown')} by the mirror"]
     session.columns = noted.get("columns")
     return directory
-
-
-def places_named(wanted: Wanted, known: Known) -> list[str]:
-    """Where it would be looked for, in order."""
-    return [source.place for source in sources(wanted, known)]
