@@ -79,7 +79,7 @@ def raw_arrays() -> dict[str, Array]:
 
 
 def gelu(x: Array) -> Array:
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return np.asarray(x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
 
 
 def softmax(x: Array) -> Array:

@@ -247,6 +247,47 @@ def test_two_processes_download_once(files: Files, store: Path, tiny: Path) -> N
     assert sum("waiting" in text for text in said) == 1
 
 
+KILLS = """
+import os, random, signal, sys, time
+from kd.library import installation  # what takes long to import is there before the first child
+from kd.store import Wanted, store_directory
+random.seed(0)
+wanted, begun, kills = Wanted("model", "bert_tiny", sys.argv[1], store_directory()), 0, 0
+while kills < 20:
+    child = os.fork()
+    if not child:
+        installation.install(wanted)
+        os._exit(0)
+    time.sleep(random.uniform(0.0, 1.0))
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] == signal.SIGKILL:
+        kills += 1
+        assert not wanted.directory.exists() or {path.name for path in wanted.directory.iterdir()} == {
+            "config.json", "model.safetensors", "source.json", "vocab.txt"}
+    if wanted.directory.exists():
+        installation.remove(wanted)
+        begun += 1
+print(begun, "downloads were finished between", kills, "kills")
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_then_success(files: Files, store: Path, tiny: Path) -> None:
+    files.put(HUB, tiny)
+    files.pause = 0.0005
+    done = subprocess.run([sys.executable, "-c", KILLS, HUB_ID], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("between 20 kills\n")
+    resumed = [headers for _, headers in files.asked if "range" in headers]
+    assert resumed
+    place = install(named("bert_tiny", store).wanted(store))
+    assert file_hash(place / "model.safetensors") == file_hash(tiny / "model.safetensors")
+    assert left(store) == [
+        "MODELS.md", CHECKSUMS, "models", "models/bert_tiny",
+        *(f"models/bert_tiny/{name}" for name in ("config.json", "model.safetensors", SOURCE, "vocab.txt")),
+    ]  # fmt: skip
+
+
 def test_another_model_under_a_known_name_is_kept_apart(files: Files, store: Path) -> None:
     files.put("/me/other/resolve/main", put_bert(store.parent / "one"))
     other = Wanted("model", "bert_tiny", "me/other", store)

@@ -18,6 +18,7 @@ from kd.store import SOURCE, Wanted, source_of
 
 ROLES = ("teacher", "student")
 NO_DATA = ("files", "hub", "demo")  # of conf/data: somebody's own, and what kd makes up
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built in
 USUAL_WORDS = 30_522  # of the uncased BERTs
 TEACHER_FROM, STUDENT_TO = 100_000_000, 50_000_000  # parameters
 
@@ -77,7 +78,7 @@ class DataSet:
 
 
 def read_yaml(group: str, name: str) -> dict[str, Any]:
-    found = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    found = yaml.load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"), LOADER)
     assert isinstance(found, dict)
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kd.library.catalogue import DataSet, Model
 from kd.library.places import places
+from kd.library.sizes import embedding_tables
 from kd.store import find, source_of, split_files
 from kd.table import NONE, markdown_table
 
@@ -89,12 +90,7 @@ def tokenizer(model: Model) -> str | None:
 
 
 def embedding_share(model: Model) -> float | None:
-    """Of the parameters, what one row of numbers a token takes."""
-    own, count = model.architecture, model.parameters
-    if not count:
-        return None
-    width = own.get("embedding_size", 128) if own["model_type"] == "electra" else own["hidden_size"]
-    return round(int(own["vocab_size"]) * int(width) / count, 4)
+    return round(embedding_tables(model.architecture) / model.parameters, 4) if model.parameters else None
 
 
 def shown(key: str, value: Any) -> str:

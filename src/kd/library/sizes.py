@@ -42,6 +42,16 @@ def embeddings(architecture: Mapping[str, Any], width: int, types: int) -> int:
     return int(rows * width + 2 * width)  # and a layer norm
 
 
+def embedding_tables(architecture: Mapping[str, Any]) -> int:
+    """Of these, the rows of tokens, positions and token types: what quantizing linear layers alone leaves as it is."""
+    own = architecture
+    width = own.get("embedding_size", 128) if own["model_type"] == "electra" else own["hidden_size"]
+    if own["model_type"] == "modernbert":
+        return int(own["vocab_size"] * width)
+    types = 0 if own["model_type"] == "distilbert" else own.get("type_vocab_size", 2)
+    return int((own["vocab_size"] + own["max_position_embeddings"] + types) * width)
+
+
 def bert(architecture: Mapping[str, Any]) -> int:
     first = embeddings(architecture, architecture["hidden_size"], architecture.get("type_vocab_size", 2))
     return first + layers(architecture) + pooler(architecture)
