@@ -151,7 +151,7 @@ def test_a_pickled_program_is_not_run(files: Files, store: Path, monkeypatch: py
     (directory / "model.safetensors").unlink()
     torch.save({"bert.x": Program(store.parent / "ran")}, directory / "pytorch_model.bin")
     files.put("/me/small/resolve/main", directory)
-    with pytest.raises(UserError, match="has more in it than tensors"):
+    with pytest.raises(UserError, match="holds a getattr|holds a pathlib"):
         install(wanted)
     assert not (store.parent / "ran").exists()
     assert left(store) == ["models"]
@@ -213,7 +213,8 @@ def test_all_sources_are_named_when_none_has_it(files: Files, store: Path, monke
         install(wanted)
     assert str(caught.value) == (
         f"small could not be downloaded. {files.address}/me/small/resolve/main/config.json: not there (404); "
-        f"{files.address}/bert_models/2020/small.zip: the server answers 500 (5 times in a row)."
+        f"{files.address}/bert_models/2020/small.zip: the server answers 500 (5 times in a row). Other "
+        f"ways: its files in {wanted.directory}, or KD_MIRROR=ADDRESS of a store that has it."
     )
     assert left(store) == ["models"]
 
@@ -231,7 +232,7 @@ def test_offline_opens_no_connection(store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
     with pytest.raises(UserError, match=f"{variable} is set"):
         fetch(named("bert_tiny", store).wanted(store))
-    with pytest.raises(UserError, match="forbids to download"):
+    with pytest.raises(UserError, match="rules downloads out"):
         install(named("bert_tiny", store).wanted(store))
     assert files.asked == []
 

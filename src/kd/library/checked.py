@@ -59,13 +59,13 @@ def check_weights(directory: Path, architecture: Mapping[str, Any]) -> None:
     if words and words[0] != architecture["vocab_size"]:
         raise UserError(
             f"{path} has embeddings for {words[0]:,} tokens, and vocab_size in config.json is "
-            f"{architecture['vocab_size']:,}: these files are not of one model."
+            f"{architecture['vocab_size']:,}: take both files from one place."
         )
     layers = {int(at[1]) for at in map(LAYER.search, found) if at}
     if len(layers) != architecture["num_hidden_layers"]:
         raise UserError(
             f"{path} has {len(layers)} layers, and num_hidden_layers in config.json is "
-            f"{architecture['num_hidden_layers']}: these files are not of one model."
+            f"{architecture['num_hidden_layers']}: take both files from one place."
         )
     there, wanted = sum(map(math.prod, found.values())), parameters(architecture) - pooler(architecture)
     if there != wanted:
@@ -104,7 +104,7 @@ def check_tokenizer(directory: Path, vocab_size: int) -> None:
     if size > vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {size:,} tokens, and vocab_size in config.json is {vocab_size:,}: they "
-            "are not of one model."
+            "are not of one model. Take the tokenizer that belongs to the weights."
         )
 
 

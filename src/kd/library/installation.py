@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,11 +16,12 @@ from kd.errors import UserError
 from kd.library import document, record
 from kd.library.catalogue import facts, models, named_things
 from kd.library.checked import WEIGHTS, check_model
-from kd.library.download import RefusedError, new_client
+from kd.library.download import SPARE_BYTES, RefusedError, new_client
 from kd.library.places import Place, places
 from kd.library.rewrite import rewrite
+from kd.library.sizes import BYTES, parameters
 from kd.library.sources import PICKLED, TOKENIZERS, Session, bring
-from kd.store import SOURCE, Wanted, complete, locked, offline, split_files
+from kd.store import OFFLINE, SOURCE, Wanted, complete, locked, offline, split_files
 
 
 def install(wanted: Wanted, new_checksums: bool = False) -> Path:
@@ -31,7 +33,11 @@ def install(wanted: Wanted, new_checksums: bool = False) -> Path:
     wanted = under_own_name(wanted)
     there = places_of(wanted)
     if offline():
-        raise UserError(f"{wanted.name} is not in the store, and HF_HUB_OFFLINE or KD_OFFLINE forbids to download it.")
+        named = " and ".join(name for name in OFFLINE if os.environ.get(name))
+        raise UserError(
+            f"{wanted.name} is not in the store {wanted.store}, and {named} in the environment rules downloads out: "
+            "unset it where there is a network."
+        )
     if not there:
         raise UserError(f"{wanted.name} is to be had nowhere by that name: {no_source(wanted)}")
     with writing(wanted.store), locked(lock_of(wanted), f"Another process is downloading {wanted.name}; waiting ..."):
@@ -78,6 +84,7 @@ def from_first(wanted: Wanted, there: list[Place], work: Path, new_checksums: bo
             try:
                 here = work / f"{number}-{source.kind}"
                 here.mkdir(exist_ok=True)
+                check_room(session, source)
                 directory = bring(source, session, here)
                 check(wanted, directory, session)
             except RefusedError as error:
@@ -89,7 +96,21 @@ def from_first(wanted: Wanted, there: list[Place], work: Path, new_checksums: bo
     hint = ""
     if any("sha256" in line for line in said) and recorded:
         hint = " If its makers changed it and you trust them, --new-checksums accepts what is there now."
-    raise UserError(f"{wanted.name} could not be downloaded. " + "; ".join(said) + f".{hint}")
+    others = f" Other ways: its files in {wanted.directory}, or KD_MIRROR=ADDRESS of a store that has it."
+    raise UserError(f"{wanted.name} could not be downloaded. " + "; ".join(said) + f".{hint or others}")
+
+
+def check_room(session: Session, source: Place) -> None:
+    """Raises UserError if the disk is too small for what its architecture will take, before anything is asked for."""
+    if session.architecture:
+        copies = 3 if source.layout == "archive" else 1  # packed, unpacked and converted
+        needed, store = copies * BYTES * parameters(session.architecture), session.wanted.store
+        free = shutil.disk_usage(store).free
+        if free < needed + SPARE_BYTES:
+            raise UserError(
+                f"{session.wanted.name} takes about {needed / 1e6:,.0f} MB while it is fetched, and the disk of "
+                f"{store} has {free / 1e6:,.0f} MB free: make room, or name another store with KD_STORE."
+            )
 
 
 def check(wanted: Wanted, directory: Path, session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 from kd.errors import UserError
@@ -21,10 +22,10 @@ def rewrite(pickled: Path, out: Path) -> int:
     try:
         loaded = torch.load(pickled, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        said = str(error).partition("\n")[0]
+        other = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{pickled} is not read: it is broken, or has more in it than tensors, which could run as a program "
-            f"({said}). Get the model as model.safetensors."
+            f"{pickled} is not read: it {f'holds a {other[1]}' if other else 'is broken'}, and nothing but tensors is "
+            "taken from such a file, since anything else could run as a program. Get the model as model.safetensors."
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise UserError(f"{pickled} is no state of a model: names with tensors are expected in it.")
