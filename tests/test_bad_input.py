@@ -5,21 +5,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
 import shutil
+import stat
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from commands import SMALL
 from conftest import ROOT, STORE
+from file_server import Files, serving
+from named_models import put_bert
 
-from kd import launch
+from kd import cli, launch
+from kd.library import record
+from kd.library.tensor_bundle import TensorBundle
 from kd.noise import silence
 
 PAGE = ROOT / "docs" / "bad-input.md"
@@ -115,6 +125,104 @@ def without_executorch(_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "executorch" else find(name))
 
 
+def own_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KD_STORE", str(directory / "store"))
+
+
+def own_model(words: int | None = None, **config: Any) -> Callable[[Path, pytest.MonkeyPatch], None]:
+    def prepare(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        own_store(directory, monkeypatch)
+        put_bert(directory / "own", words=words, **config)
+
+    return prepare
+
+
+def cut_weights(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_model()(directory, monkeypatch)
+    weights = directory / "own" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def pickled_program(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_model()(directory, monkeypatch)
+    (directory / "own" / "model.safetensors").unlink()
+    torch.save({"weight": Path("out.txt")}, directory / "own" / "pytorch_model.bin")
+
+
+def read_only_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_model()(directory, monkeypatch)
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("kd.library.installation.locked", refuses)
+
+
+def full_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_model()(directory, monkeypatch)
+
+    def fails(_: object, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("kd.library.installation.shutil.copyfile", fails)
+
+
+def misspelled_source(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_store(directory, monkeypatch)
+    monkeypatch.setenv("KD_SOURCES", "hub,miror")
+
+
+def served(directory: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> Files:
+    """A server for the test, which is hub and archive and the only source."""
+    own_store(directory, monkeypatch)
+    files = SERVERS.enter_context(serving())
+    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", files.address)
+    monkeypatch.setattr("kd.library.places.ARCHIVES", files.address)
+    monkeypatch.setenv("KD_SOURCES", source)
+    return files
+
+
+def tiny_on_the_hub(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = served(directory, monkeypatch, "hub")
+    files.content["/google/bert_uncased_L-2_H-128_A-2/resolve/main/config.json"] = b"{}"
+
+
+def no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_on_the_hub(directory, monkeypatch)
+    monkeypatch.setattr("kd.library.download.shutil.disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+
+
+def other_bytes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_on_the_hub(directory, monkeypatch)
+    record.note_checksums(directory / "store", {"google/bert_uncased_L-2_H-128_A-2/config.json": "0" * 64})
+
+
+def archive(name: str, kind: int = stat.S_IFREG, size: int = 0) -> Callable[[Path, pytest.MonkeyPatch], None]:
+    """One with a single entry; ``size`` is what it says to unpack to."""
+
+    def prepare(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        files = served(directory, monkeypatch, "archive")
+        entry, packed = zipfile.ZipInfo(name), io.BytesIO()
+        entry.external_attr = (kind | 0o644) << 16
+        with zipfile.ZipFile(packed, "w") as opened:
+            opened.writestr(entry, b"/etc/passwd")
+            entry.file_size = size or entry.file_size
+        files.content["/2020_02_20/uncased_L-2_H-128_A-2.zip"] = packed.getvalue()
+
+    return prepare
+
+
+def damaged_checkpoint(directory: Path, _: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "tests" / "fixtures" / "tf_bert", directory / "tf")
+    data = directory / "tf" / "bert_model.ckpt.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[TensorBundle(directory / "tf" / "bert_model.ckpt").entries["bert/pooler/dense/bias"].offset] ^= 1
+    data.write_bytes(content)
+
+
+SERVERS = contextlib.ExitStack()  # of one test
 CASES = [
     Case("a model of no such name", "teacher=bert_large_wmw", {}, code=2),
     Case("a setting of no such name", "trainer.max_epoch=3", {}, code=2),
@@ -187,17 +295,48 @@ CASES = [
     Case("resume= with a checkpoint of another configuration", "resume=run", {}, other_settings),
     Case("resume= of what is no run", "resume=runs/gone", {}, code=2),
     Case("a sweep with a plugin that is missing", "hydra/launcher=submitit_slurm -m", {}, code=2),
+    Case("a name that does not exist", "kd models download bert_tyni", {}),
+    Case("a source that does not exist", "kd models download bert_tiny", {}, misspelled_source),
+    Case("a download without a network (HF_HUB_OFFLINE=1)", "kd models download bert_tiny", {}),
+    Case("a directory without config.json", "kd models add mine own", {"own/vocab.txt": "[PAD]\n"}),
+    Case("a tokenizer of another size than the embeddings", "kd models add mine own", {}, own_model(words=70)),
+    Case("a checkpoint of another family", "kd models add mine own", {}, own_model(model_type="t5")),
+    Case("weights of another config.json", "kd models add mine own", {}, own_model(num_hidden_layers=3)),
+    Case("weights that are cut off", "kd models add mine own", {}, cut_weights),
+    Case("a pickled checkpoint with a program in it", "kd models add mine own", {}, pickled_program),
+    Case("a store that cannot be written", "kd models add mine own", {}, read_only_store),
+    Case("a store on a full disk", "kd models add mine own", {}, full_store),
+    Case("a download that the disk has no room for", "kd models download bert_tiny", {}, no_room),
+    Case("a file with other bytes than at first", "kd models download bert_tiny", {}, other_bytes),
+    Case("an archive that writes elsewhere", "kd models download bert_tiny", {}, archive("../../out.txt")),
+    Case("an archive with a link in it", "kd models download bert_tiny", {}, archive("vocab.txt", stat.S_IFLNK)),
+    Case("an archive that unpacks to 100 GB", "kd models download bert_tiny", {}, archive("zeros", size=100 << 30)),
+    Case("a TensorFlow checkpoint that was damaged", "kd models convert tf", {}, damaged_checkpoint),
 ]  # fmt: skip
 
 
 def command(lines: list[str]) -> int:
-    """The command in this process; returns its exit code."""
+    """The command in this process, of train.py or of ``kd``; returns its exit code."""
     silence()
+    if lines[0] == "kd":
+        return kd_command(lines)
     before, sys.argv = sys.argv, [str(ROOT / "train.py"), *lines]
     try:
         launch.main()
     except SystemExit as ended:
         return int(ended.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def kd_command(lines: list[str]) -> int:
+    before, sys.argv = sys.argv, lines
+    try:
+        cli.main()
+    except SystemExit as ended:  # with the message, as Python shows it
+        print(ended.code, file=sys.stderr)
+        return 1
     finally:
         sys.argv = before
     return 0
@@ -214,15 +353,17 @@ def answer(said: str, errors: str, directory: Path, code: int) -> str:
         text = next(line for line in said.splitlines() if "cannot be read" in line)
     for place, name in ((directory, "DIR"), (STORE, "STORE"), (HF_HUB_CACHE, "HF_CACHE")):
         text = text.replace(str(place), name)
+    text = re.sub(r"http://127\.0\.0\.1:\d+", "https://SERVER", text)
     return re.sub(r"-[0-9a-f]{16}\b", "-KEY", text)
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KD_STORE", str(STORE))
     monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path
+    with SERVERS:
+        yield tmp_path
 
 
 def documented() -> dict[str, str]:
@@ -241,6 +382,7 @@ def test_bad_input(
     if "submitit" in case.line and launch.is_there("hydra_submitit_launcher"):
         pytest.skip("the plugin is there")
     for name, content in case.files.items():
+        (workplace / name).parent.mkdir(exist_ok=True)
         (workplace / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     if case.prepare:
         case.prepare(workplace, monkeypatch)
@@ -269,7 +411,7 @@ HEAD = """# What can go wrong, and what kd says
 One paragraph on standard error, exit code 2 for a command line that is not understood and 1 for everything else, and
 nothing half-written. `debug=true` shows the traceback. Written and checked by tests/test_bad_input.py.
 
-| what | python train.py … | the answer |
+| what | python train.py …, or the command itself | the answer |
 |---|---|---|
 """
 

@@ -237,6 +237,6 @@ def test_the_flagship_without_weights_or_network_says_what_to_do(
     text = str(caught.value)
     for part in (
         "bert_large_wwm", "bert_small", "sst2", str(tmp_path / "models" / "bert_large_wwm"),
-        "hf download google-bert/bert-large-uncased-whole-word-masking", "hf download --repo-type dataset",
+        "kd models download bert_large_wwm", "kd models download bert_small", "kd data download sst2",
     ):  # fmt: skip
         assert part in text

@@ -12,6 +12,7 @@ from typing import Any
 
 from kd import __version__, export_command
 from kd.errors import UserError, nearest
+from kd.library.parsers import add_parsers
 from kd.parts import text_values
 from kd.store import said_about
 from kd.tables import Table, check_file, read_table
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--out", metavar="DIR", help="also write bench.md, bench.json and bench.png there")
     export_command.add_parser(commands)
+    add_parsers(commands)
     return top
 
 
@@ -195,6 +197,10 @@ def main() -> None:
             compare(arguments)
         elif arguments.command == "bench":
             bench(arguments)
+        elif arguments.command in ("models", "data"):
+            from kd.library.command import run  # imports no torch
+
+            run(arguments)
         else:
             from kd.noise import silence_transformers
 
@@ -207,6 +213,8 @@ def main() -> None:
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # whoever read the output has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return None

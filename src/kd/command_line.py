@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd.architecture import as_conf
 from kd.choices import OR_A_WORD
 from kd.errors import UserError, nearest
+from kd.library import added
 from kd.schedules import KEYS
 from kd.tables import stem_of
 
@@ -67,13 +68,14 @@ def forced(lines: list[str]) -> list[str]:
 
 
 def compose(overrides: list[str]) -> DictConfig:
+    added.register()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra.compose("config", forced(overrides))
 
 
 def options(group: str) -> list[str]:
-    """The files of a config group, by name."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """The files of a config group, by name, and what was added to the store under such a name."""
+    return sorted([*(path.stem for path in (conf_dir() / group).glob("*.yaml")), *added.names(group)])
 
 
 def flat(node: Any, prefix: str = "", opened: bool = False) -> Iterator[tuple[str, Any, bool]]:
@@ -172,8 +174,8 @@ def elsewhere(key: str) -> str:
     """A hint if another file of the same group has such a setting: student.num_layers is student=layers' own."""
     group, _, rest = key.partition(".")
     having: dict[str, list[str]] = {}
-    for name in options(group):
-        loaded = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        name, loaded = path.stem, OmegaConf.load(path)
         keys = [key for key, _, _ in flat(plain(loaded))] if isinstance(loaded, DictConfig) else []
         for close in difflib.get_close_matches(rest, keys, n=1, cutoff=0.8):
             having.setdefault(close, []).append(f"{group}={name}")

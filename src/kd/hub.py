@@ -15,7 +15,7 @@ from kd.columns import choose
 from kd.errors import UserError, nearest
 from kd.files import Settings, assemble
 from kd.sources import TextData
-from kd.store import SPLITS, hub_address, hub_reachable
+from kd.store import SPLITS, hub_address, hub_reachable, offline
 from kd.tables import SUFFIXES, Table, named_classes, suffix_of
 
 NAMES = SPLITS | {"validation": ("validation", "dev", "valid", "val")}
@@ -35,7 +35,7 @@ def check(data_id: str | None) -> str:
         raise UserError(f"data.id={data_id}: there is no such directory, and names on the hub are like owner/name.")
     if hub_reachable():
         return data_id
-    why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "it cannot be reached from here"
+    why = "HF_HUB_OFFLINE or KD_OFFLINE is set" if offline() else "it cannot be reached from here"
     go_offline()
     found = snapshot(data_id) or (data_id if prepared(data_id) else None)
     if found is None:

@@ -19,6 +19,7 @@ from kd import resume
 from kd.command_line import check_command_line, compose, conf_dir, forced, options
 from kd.errors import UserError
 from kd.job import FAILURES, end_of_sweep, own_paths, run_one, started_together
+from kd.library import added
 
 PLUGINS = (  # override, its module, the extra that brings it
     ("hydra/sweeper=search", "hydra_optuna_sweeper", "optuna"),
@@ -116,6 +117,7 @@ def main() -> None:
         if directory is not None and (directory / "report.json").is_file():
             print(f"{directory} is finished, there is nothing to go on with: see its report.md.")
             return
+    added.register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra lets errors through, instead of printing them
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_one)()

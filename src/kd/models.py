@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from kd import heads
 from kd.architecture import Family, as_transformers, family, positions, stored_architecture
 from kd.errors import UserError
+from kd.memory import Cost, measured
 from kd.tasks.base import Task
 
 
@@ -23,6 +24,14 @@ class Loaded:
 
     model: Any
     has_head: bool
+    cost: Cost = field(default_factory=Cost)  # of loading it
+
+    @property
+    def told(self) -> str:
+        """How it was loaded, for people."""
+        size, peak = 4 * parameter_count(self.model), self.cost.peak_bytes
+        more = " (mapped: the rest comes into memory when it is used)" if peak < size else ""
+        return f"{size / 1e6:,.1f} MB in {self.cost.seconds:.1f} s, memory up {peak / 1e6:,.0f} MB at its peak{more}"
 
 
 def config_of(architecture: dict[str, Any], task: Task) -> Any:
@@ -75,6 +84,13 @@ def load_model(directory: Path, task: Task, pooling: str | None = None) -> Loade
     A checkpoint that has a head keeps its own label names, to be compared with the task's. One whose head pools
     otherwise than ``pooling`` says has none for the task; with None any does.
     """
+    with measured() as cost:
+        loaded = with_its_head(directory, task, pooling)
+    loaded.cost = cost
+    return loaded
+
+
+def with_its_head(directory: Path, task: Task, pooling: str | None) -> Loaded:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory)

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 
 QUIET = (
     "torchao", "torch.utils._pytree", "lightning.pytorch", "lightning.fabric", "lightning_fabric", "datasets",
-    "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators", "transformers", "httpx", "wandb",
+    "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators", "transformers", "httpx", "httpx2",
+    "wandb",
 )  # fmt: skip
 
 
 def silence() -> None:
     """Call before torch, transformers or lightning are imported."""
+    if os.environ.get("KD_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the same for the libraries
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -136,6 +136,7 @@ def make_teacher(
         identity = content_key(random=container(node.architecture), seed=tune.seed)
     else:
         loaded = models.load_model(directory, task, pooling(cfg, "teacher"))
+        print(f"Loaded teacher={node.name}: {loaded.told}")
         identity = directory_hash(directory)
         check_architecture("teacher", node, loaded.model)
     if loaded.has_head and tune.when != "always":
@@ -193,6 +194,7 @@ def make_student(cfg: DictConfig, pair: Pair, teacher: Any, task: Task) -> Any:
         student = models.random_model(shape, task, pair.tokenizers["student"])
     else:
         loaded = models.load_model(directory, task, pooling(cfg, "student"))
+        print(f"Loaded student={cfg.student.name}: {loaded.told}")
         student = loaded.model
         check_architecture("student", cfg.student, student)
         if loaded.has_head:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.store import Wanted, content_key, fetch, file_hash, split_files
+from kd.store import Wanted, content_key, fetch, file_hash, source_of, split_files
 
 
 @dataclass
@@ -53,7 +53,8 @@ def stored(
     disable_progress_bars()  # reading parquet takes no time worth one
     wanted = Wanted("dataset", name, hub_id, Path(store).expanduser(), splits=bool(validation_share))
     directory = fetch(wanted)
-    renamed = dict((columns or {}) if directory == wanted.directory else hub_columns)
+    as_stored = directory == wanted.directory and source_of(directory).get("columns") != "hub"
+    renamed = dict((columns or {}) if as_stored else hub_columns)
     files = {split: paths for split, paths in split_files(directory).items() if paths}
     splits = {}
     for split, paths in files.items():

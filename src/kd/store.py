@@ -1,4 +1,4 @@
-"""A name becomes files on this disk: the store first, the hub's cache next, then a download.
+"""A name becomes files on this disk: the store first, the hub's cache next, then a download (``kd.library``).
 
 Also what keeps stored things right: content keys, locks, and directories that appear whole or not at all.
 Nothing heavy is imported, so a missing file is named before torch is loaded.
@@ -14,16 +14,20 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 from kd.errors import OccupiedError, UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ABOUT = "kd.json"  # what kd says about a directory of its own, beside what transformers reads
+SOURCE = "source.json"  # beside what kd downloaded or was given: where it comes from, and its checksums
+OFFLINE = ("KD_OFFLINE", "HF_HUB_OFFLINE")
 PROBE_SECONDS = 2.0
 CLAIMED: list[Any] = []  # the locks of run directories that this process holds
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
@@ -44,10 +48,18 @@ class Wanted:
         return self.store / ("models" if self.kind == "model" else "data") / self.name
 
     @property
+    def by_id(self) -> Path:
+        """Where it lies if its name stands for something else."""
+        return self.directory.with_name(str(self.hub_id).replace("/", "--"))
+
+    @property
     def fix(self) -> str:
-        """The command that brings it."""
-        option = "--repo-type dataset " if self.kind == "dataset" else ""
-        return f"hf download {option}{self.hub_id}"
+        """The command that brings it: kd's for a name that it knows, else that of the hub's client."""
+        from kd.library.catalogue import named_things
+
+        if any(one.wanted(self.store).name == self.name and one.hub_id == self.hub_id for one in named_things(self)):
+            return f"kd {'models' if self.kind == 'model' else 'data'} download {self.name}"
+        return f"hf download {'--repo-type dataset ' if self.kind == 'dataset' else ''}{self.hub_id}"
 
 
 def weights_file(directory: Path) -> Path | None:
@@ -69,12 +81,39 @@ def complete(kind: str, directory: Path, splits: bool = False) -> bool:
     return bool(found["train"] and (splits or found["validation"]))
 
 
+def store_directory() -> Path:
+    """The store of this machine, as conf/config.yaml has it: KD_STORE, or a directory of the cache."""
+    cache = os.environ.get("KD_CACHE", "~/.cache/kd")
+    return Path(os.environ.get("KD_STORE") or f"{cache}/store").expanduser()
+
+
+def source_of(directory: Path) -> dict[str, Any]:
+    """What kd noted of files that it brought (``kd.library``); empty for others'. Raises UserError if it is broken."""
+    path = directory / SOURCE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}): remove {directory} and download it again.") from error
+    return found
+
+
 def find(wanted: Wanted) -> Path | None:
     """Where the thing lies on this disk, or None. Opens no connection."""
-    if complete(wanted.kind, wanted.directory, wanted.splits):
-        return wanted.directory
+    for directory in (wanted.directory, wanted.by_id):
+        if complete(wanted.kind, directory, wanted.splits):
+            ids = {source_of(directory).get("hub_id"), wanted.hub_id} - {None}
+            if len(ids) < 2:  # else kd brought another model under this name
+                return directory
     if wanted.hub_id is None:
         return None
+    from huggingface_hub import constants
+
+    if not Path(constants.HF_HUB_CACHE, f"{wanted.kind}s--{wanted.hub_id.replace('/', '--')}").is_dir():
+        return None  # without the import of what follows
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -85,44 +124,79 @@ def find(wanted: Wanted) -> Path | None:
     return snapshot if complete(wanted.kind, snapshot, wanted.splits) else None
 
 
+def offline() -> bool:
+    """Whether the environment forbids every connection."""
+    return any(os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON") for name in OFFLINE)
+
+
+def hub_endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
 def hub_address() -> tuple[str, int]:
-    """Host and port that a connection to the hub would go to: a proxy's, if one is set."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    proxy = next((os.environ[k] for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(k)), None)
-    address = urlparse(proxy or endpoint)
+    return address_of(hub_endpoint())
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """Host and port that a connection to the URL would go to: a proxy's, if one is set for it."""
+    address = urlparse(url)
+    proxies = getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(address.hostname or ""):
+        address = urlparse(proxy if "://" in proxy else f"http://{proxy}")
     return address.hostname or "huggingface.co", address.port or (443 if address.scheme == "https" else 80)
 
 
 def hub_reachable(seconds: float = PROBE_SECONDS) -> bool:
-    """Whether the hub can be asked: one attempt, bounded also where name look-ups or packets are dropped."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    return reachable([hub_endpoint()], seconds)
+
+
+def reachable(urls: list[str], seconds: float = PROBE_SECONDS) -> bool:
+    """Whether one of them can be asked: one attempt, bounded also where name look-ups or packets are dropped."""
+    if offline():
         return False
-    reached = threading.Event()
+    reached, left = threading.Event(), [*{address_of(url) for url in urls}]
+    ended = threading.Semaphore(0)
 
-    def probe() -> None:
-        with contextlib.suppress(OSError), socket.create_connection(hub_address(), timeout=seconds):
+    def probe(address: tuple[str, int]) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=seconds):
             reached.set()
+        ended.release()
 
-    thread = threading.Thread(target=probe, daemon=True)  # a look-up that hangs must not hold the program
-    thread.start()
-    thread.join(seconds)
+    for address in left:  # a look-up that hangs must not hold the program
+        threading.Thread(target=probe, args=(address,), daemon=True).start()
+    end = time.monotonic() + seconds
+    while left and not reached.is_set() and ended.acquire(timeout=max(0.0, end - time.monotonic())):
+        left.pop()
     return reached.is_set()
+
+
+def addresses(wanted: Wanted) -> list[str]:
+    """Where a download would ask, in order."""
+    from kd.library.catalogue import facts
+    from kd.library.places import places
+
+    return [place.address for place in places(wanted, facts(wanted)[0])]
 
 
 def require(wanted: list[Wanted]) -> None:
     """Raises UserError, in one paragraph for all, if something is neither on the disk nor to be had."""
     missing = [item for item in dict.fromkeys(wanted) if find(item) is None]
-    if not missing or (all(item.hub_id for item in missing) and hub_reachable()):
+    if not missing or (not offline() and all(reachable(addresses(item)) for item in missing)):
         return
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    hosts = dict.fromkeys(urlparse(one).netloc for item in missing for one in addresses(item))
+    set_to = [name for name in OFFLINE if os.environ.get(name)]
+    why = f"a download is ruled out ({set_to[0]} is set)" if offline() else "nothing else is to be asked"
+    if hosts and not offline():
+        why = f"{' and '.join(hosts)} cannot be reached from here"
     what = " and ".join(f"the {item.kind} {item.name} ({item.hub_id or 'on no hub'})" for item in missing)
     where = ", ".join(str(item.directory) for item in missing)
     fixes = "\n".join(f"  {item.fix}" for item in missing if item.hub_id)
     raise UserError(
-        f"Missing: {what}. Looked in {where}, then in the hub's cache {HF_HUB_CACHE}; "
-        f"{hub_address()[0]} cannot be reached from here{offline}. With a network, fetch once:\n{fixes}\n"
+        f"Missing: {what}. Looked in {where}, then in the hub's cache {HF_HUB_CACHE}; {why}. "
+        f"With a network, fetch once:\n{fixes}\n"
         f"or copy config.json, model.safetensors and the tokenizer (a data set: train.parquet and dev.parquet) "
         f"into the directory named for it (KD_STORE moves them). Without any weights or "
         f"data, experiment=demo runs everything on made-up text."
@@ -130,25 +204,14 @@ def require(wanted: list[Wanted]) -> None:
 
 
 def fetch(wanted: Wanted) -> Path:
-    """The directory of the thing, downloaded through the hub's client if it is not on the disk."""
+    """The directory of the thing, downloaded into the store if it is not on the disk."""
     found = find(wanted)
     if found is not None:
         return found
     require([wanted])
-    assert wanted.hub_id is not None  # or require would have raised
-    from huggingface_hub import snapshot_download
+    from kd.library.installation import install
 
-    patterns = ["*.parquet"] if wanted.kind == "dataset" else ["*.json", "*.txt", "model.safetensors"]
-    print(f"Downloading {wanted.hub_id} ...")
-    try:
-        path = Path(snapshot_download(wanted.hub_id, repo_type=wanted.kind, allow_patterns=patterns))
-        if wanted.kind == "model" and weights_file(path) is None:  # older repositories
-            path = Path(snapshot_download(wanted.hub_id, allow_patterns=["pytorch_model.bin"]))
-    except Exception as error:  # the client raises many kinds; each means that the download failed
-        raise UserError(f"Downloading {wanted.hub_id} failed: {error}. Try again, or: {wanted.fix}") from error
-    if not complete(wanted.kind, path, wanted.splits):
-        raise UserError(f"{wanted.hub_id} was downloaded to {path} but lacks what a {wanted.kind} needs.")
-    return path
+    return install(wanted)
 
 
 def content_key(**parts: Any) -> str:
@@ -163,8 +226,8 @@ def file_hash(path: Path) -> str:
 
 
 def directory_hash(directory: Path) -> str:
-    """A hash of the contents of all files of a model directory."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
+    """A hash of the contents of all files of a model directory, but for the note where they come from."""
+    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != SOURCE)
     return content_key(**{path.name: file_hash(path) for path in files})
 
 
