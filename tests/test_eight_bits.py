@@ -42,7 +42,7 @@ def test_the_logits_move_as_far_as_a_rounded_layer_moves_them() -> None:
         name: 1e-6 * torch.randn(one.shape, generator=generator, dtype=one.dtype) for name, one in weights.items()
     }
     rows = torch.randint(5, 90, (6, 9), generator=generator)
-    batches = [{"input_ids": part.numpy(), "attention_mask": np.ones((3, 9), int)} for part in rows.split(3)]
+    batches = [{"input_ids": part.numpy(), "attention_mask": np.ones((3, 9), int)} for part in torch.split(rows, 3)]
     found = eight_bits.moves(network, batches, errors)
     for name in names:
         changed = copy.deepcopy(network)
