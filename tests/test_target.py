@@ -14,7 +14,7 @@ from kd.errors import UserError
 from kd.export_command import chosen
 
 ONNX = {"runtime": "onnxruntime", "opset": 18}
-INT4 = {"scheme": "int4", "calibration_rows": 9, "group_size": 32}
+INT4 = {"scheme": "int4", "calibration_rows": 9, "group_size": 32, "int8_share": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,10 @@ INT4 = {"scheme": "int4", "calibration_rows": 9, "group_size": 32}
         (ONNX | INT4 | {"calibration_rows": True}, "calibration_rows=True: it is a whole number"),
         (ONNX | INT4 | {"group_size": 48}, "group_size=48: ONNX Runtime takes 16, 32, 64, 128, 256"),
         (ONNX | INT4 | {"group_size": "32"}, "group_size=32: ONNX Runtime takes") ,
+        (ONNX | INT4 | {"int8_share": 1}, "int8_share=1: it is a number from 0, for no layer, to below 1"),
+        (ONNX | INT4 | {"int8_share": "half"}, "int8_share=half: it is a number"),
+        (ONNX | INT4 | {"int8_share": None}, "scheme=int4 needs int8_share"),
+        (ONNX | {"int8_share": 0.5}, "scheme=float32 takes no int8_share"),
         ({"runtime": "openvino"} | INT4 | {"group_size": 16}, "group_size=16: OpenVINO takes 32, 64, 128"),
         (ONNX | {"limits": 5}, "limits=5: give limits by name"),
         (ONNX | {"limits": None}, "limits=null: give limits by name"),

@@ -151,11 +151,19 @@ def check_keys(overrides: list[Override], groups: list[str]) -> None:
             hint = of_term(key, known) or elsewhere(key) or nearest(key, known if "." in key else [*top, *known])
             shown = override.input_line or key
             raise UserError(f"{shown}: there is no setting {key!r}.{hint} All settings: --cfg job.")
-        if not override.is_delete():
+        if not (override.is_delete() or takes_null(override, groups)):
             check_type(key, override.value(), known.get(key, (None, False))[0])
             for name, (value, _) in known.items():  # quant.KEY goes to every scheme
                 if key.startswith("quant.") and re.fullmatch(rf"quant\.\w+\.{key[6:]}", name):
                     check_type(key, override.value(), value)
+
+
+def takes_null(override: Override, groups: list[str]) -> bool:
+    """Whether null is given where it is the default, and only an experiment says otherwise."""
+    if override.value() is not None:
+        return False
+    without = plain(compose([line for line in groups if not line.startswith("experiment=")]))
+    return any(name == override.key_or_group and value is None for name, value, _ in flat(without))
 
 
 def of_term(key: str, known: Collection[str]) -> str:

@@ -16,6 +16,7 @@ from kd.export.onnx import save
 
 Array = np.ndarray[Any, Any]
 LARGEST_INT8 = 127
+FEW = 16  # rows of an embedding that stays float
 
 
 class Graph:
@@ -76,11 +77,17 @@ class Graph:
 
 
 def int8_embeddings(path: Path) -> None:
-    """Embeddings as int8 with one scale a row, symmetric, as kd's own; standard operators alone."""
+    """Embeddings as int8 with one scale a row, symmetric, as kd's own; standard operators alone.
+
+    Those of token types stay float: every token of every text gets the same row, so that its rounding never averages
+    out. On SST-2 it moved the logits ten times as far as that of words and positions together, for 3 kB.
+    """
     graph = Graph(path)
     for node in [one for one in graph.nodes if one.op_type == "Gather" and graph.is_matrix(one.input[0])]:
         name, ids = node.input
         weight = graph.value(name)
+        if len(weight) <= FEW:
+            continue
         scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-12) / LARGEST_INT8
         codes = graph.add(f"{name}.codes", np.rint(weight / scale).astype(np.int8))
         scales = graph.add(f"{name}.scales", scale.astype(np.float32))

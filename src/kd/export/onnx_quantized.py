@@ -15,6 +15,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from kd.export import gptq
+from kd.export.eight_bits import chosen
 from kd.export.onnx_layers import Graph, int8_embeddings, smooth
 from kd.export.source import Source
 from kd.export.target import Target
@@ -67,32 +68,37 @@ def int8_static(path: Path, source: Source, target: Target) -> None:
 
 
 def int4(path: Path, source: Source, target: Target) -> None:
-    """Linear layers in groups with int4 weights by GPTQ (MatMulNBits); the head stays float."""
+    """Linear layers in groups with int4 weights by GPTQ (MatMulNBits), the worst of them with int8 ones; the head stays
+    float.
+    """
     assert target.group_size is not None
     graph = Graph(path)
+    eight = chosen(source, target, path)
     hessians: dict[str, Any] = {}
     for read in graph.read(source.calibration(target.calibration_rows)):
         for name, values in read.items():
             hessians[name] = hessians.get(name, 0) + values.T.astype(np.float64) @ values
     for name, nodes in list(graph.linear.items()):
         for node in nodes:
-            packed(graph, node, *gptq.quantized(graph.value(node.input[1]).T, hessians[name], target.group_size))
+            bits = 8 if node.name in eight else 4
+            weight = graph.value(node.input[1]).T
+            packed(graph, node, *gptq.quantized(weight, hessians[name], target.group_size, bits), bits)
     if CONTRIBUTED not in {one.domain for one in graph.proto.opset_import}:
         graph.proto.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
     graph.save(path)
     int8_embeddings(path)
 
 
-def packed(graph: Graph, node: onnx.NodeProto, codes: Any, scales: Any) -> None:
-    """A MatMulNBits node instead of a MatMul: codes ``[out, in]``, two a byte, the first in the lower half."""
+def packed(graph: Graph, node: onnx.NodeProto, codes: Any, scales: Any, bits: int) -> None:
+    """A MatMulNBits node instead of a MatMul; codes ``[out, in]``, of 4 bits two a byte, the first in the low half."""
     (out, width), blocks = codes.shape, scales.shape[1]
     halves = codes.reshape(out, blocks, width // blocks)
     name = node.input[1]
-    weight = graph.add(f"{name}.codes", halves[:, :, 0::2] | (halves[:, :, 1::2] << 4))
+    weight = graph.add(f"{name}.codes", halves if bits == 8 else halves[:, :, 0::2] | (halves[:, :, 1::2] << 4))
     scale = graph.add(f"{name}.scales", scales)
     made = helper.make_node(
-        "MatMulNBits", [node.input[0], weight, scale], list(node.output), f"{node.name}.int4", domain=CONTRIBUTED,
-        K=width, N=out, bits=4, block_size=width // blocks, accuracy_level=INT8,
+        "MatMulNBits", [node.input[0], weight, scale], list(node.output), f"{node.name}.int{bits}", domain=CONTRIBUTED,
+        K=width, N=out, bits=bits, block_size=width // blocks, accuracy_level=INT8,
     )  # fmt: skip
     graph.instead(node, made)
     graph.drop(name)

@@ -9,9 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kd.export import onnx
+from kd.export.eight_bits import chosen
 from kd.export.source import Source
 from kd.export.target import Target
 
@@ -24,30 +23,29 @@ def write(source: Source, target: Target, directory: Path) -> list[str]:
     import openvino
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():  # progress bars of NNCF
-        model = SCHEMES[target.scheme](converted(source), source, target)
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):  # progress bars of NNCF
+        path = Path(place) / onnx.FILE
+        onnx.write_float(source, OPSET, path)
+        model = SCHEMES[target.scheme](converted(source, path), path, source, target)
     openvino.save_model(model, directory / FILES[0], compress_to_fp16=False)  # float32 weights are float32
     return FILES
 
 
-def converted(source: Source) -> Any:
-    """By the ONNX file, whose attention the runtime fuses; of any batch size and length."""
+def converted(source: Source, path: Path) -> Any:
+    """The ONNX file, whose attention the runtime fuses; of any batch size and length."""
     import openvino
 
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / onnx.FILE
-        onnx.write_float(source, OPSET, path)
-        model = openvino.convert_model(path)
+    model = openvino.convert_model(path)
     if source.quantized:  # or layers with float inputs would round them to int8, which their model does not
         model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     return model
 
 
-def float32(model: Any, source: Source, target: Target) -> Any:
+def float32(model: Any, path: Path, source: Source, target: Target) -> Any:
     return model
 
 
-def int8_static(model: Any, source: Source, target: Target) -> Any:
+def int8_static(model: Any, path: Path, source: Source, target: Target) -> Any:
     """int8 weights and activations, with the scales that training rows gave them.
 
     Biases are corrected layer by layer: slower than NNCF's default, with some 40 % fewer answers changed.
@@ -61,15 +59,17 @@ def int8_static(model: Any, source: Source, target: Target) -> Any:
     )  # fmt: skip
 
 
-def int4(model: Any, source: Source, target: Target) -> Any:
-    """int4 weights by GPTQ; embeddings and the head in int8."""
+def int4(model: Any, path: Path, source: Source, target: Target) -> Any:
+    """int4 weights by GPTQ; the worst layers, embeddings and the head in int8."""
     import nncf
 
+    eight = chosen(source, target, path)
     rows = list(source.calibration(target.calibration_rows))
-    return nncf.compress_weights(
+    model = nncf.compress_weights(
         model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=target.group_size, ratio=1.0, gptq=True,
-        dataset=nncf.Dataset(rows), subset_size=len(rows),
+        dataset=nncf.Dataset(rows), subset_size=len(rows), ignored_scope=nncf.IgnoredScope(names=sorted(eight)),
     )  # fmt: skip
+    return nncf.compress_weights(model)  # what is float still, in int8
 
 
 SCHEMES = {"float32": float32, "int8_static": int8_static, "int4": int4}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError, nearest
-from kd.export.limits import CARRIED, Limits, is_whole, limits, said
+from kd.export.limits import CARRIED, Limits, is_number, is_whole, limits, said
 
 CARRIED_SCHEMES = (  # of conf/quant: those whose grid ONNX has
     "int8_static", "int8_dynamic", "int8_dynamic_trained", "int8_weight_only", "int4_weight_only",
@@ -79,6 +79,7 @@ class Target:
         opset: of ONNX files.
         calibration_rows: training rows, to see what layers read; for all schemes but float32.
         group_size: weights with one scale, for int4.
+        int8_share: of the linear layers' weights, at most, that get eight bits in int4: layers that suffer most.
         limits: of the gate.
         carried_limits: of the gate where a quantized model was exported on its own grid; CARRIED if None.
 
@@ -92,6 +93,7 @@ class Target:
     opset: int | None = None
     calibration_rows: int | None = None
     group_size: int | None = None
+    int8_share: float | None = None
     limits: Limits = field(default_factory=Limits)
     carried_limits: Limits | None = None
 
@@ -122,6 +124,7 @@ class Target:
             ("opset", self.runtime == "onnxruntime", f"runtime={self.runtime}"),
             ("calibration_rows", self.scheme in CALIBRATED, f"scheme={self.scheme}"),
             ("group_size", self.scheme in GROUPED, f"scheme={self.scheme}"),
+            ("int8_share", self.scheme in GROUPED, f"scheme={self.scheme}"),
         ):
             if (getattr(self, key) is not None) != read:
                 raise UserError(f"{where}.{by} {'needs' if read else 'takes no'} {key}.")
@@ -132,6 +135,8 @@ class Target:
         groups = RUNTIMES[self.runtime].groups
         if self.group_size is not None and not (is_whole(self.group_size) and self.group_size in groups):
             raise UserError(f"{where}.group_size={self.group_size}: {self.title} takes {', '.join(map(str, groups))}.")
+        if self.int8_share is not None and not (is_number(self.int8_share) and 0 <= self.int8_share < 1):
+            raise UserError(f"{where}.int8_share={self.int8_share}: it is a number from 0, for no layer, to below 1.")
 
     @property
     def carries(self) -> bool:
