@@ -21,6 +21,7 @@ from kd.datamodule import TextDataModule
 from kd.fit import fit
 from kd.lit_module import FrozenTeacher
 from kd.losses import HardLabelLoss, HiddenLoss, RelationLoss
+from kd.models import recompute_activations
 from kd.tasks import Classification
 
 CALM: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -65,8 +66,9 @@ class Layers(Callback):
         self.names = list(pl_module.state_dict())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_compiled_student_has_the_gradients_of_any_other(
-    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     """Traced and differentiated as ever, without the minute that making C++ of it takes.
 
@@ -83,6 +85,8 @@ def test_a_compiled_student_has_the_gradients_of_any_other(
         found.append(Gradients())
         watch = Layers()
         how = replace(settings(3), compile=word)
+        if checkpointing and word == "on":
+            recompute_activations(start)
         fitted = fit(
             copy.deepcopy(start), task, losses, frozen, data, how, tmp_path / word, "key", "test",
             callbacks=(found[-1], watch),

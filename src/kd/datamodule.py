@@ -129,7 +129,7 @@ class TextDataModule(L.LightningDataModule):
             name = tokenizer_key(tokenizer), self.lengths[role]
             if name not in made:
                 made[name] = encode(rows, key, tokenizer, name[1], self.cache, f"{self.data.name} {split}")
-                self.say_cut(made[name]["cut"], rows, name[1], split)
+                self.say_cut(made[name]["cut"][:], rows, name[1], split)
             encodings[role] = made[name]
         pads = {role: tokenizer.pad_token_id for role, tokenizer in self.tokenizers.items()}
         units = self.make_units(encodings, self.tokenizers, self.seed)

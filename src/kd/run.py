@@ -62,7 +62,7 @@ def stages(cfg: DictConfig, logs: loggers.Logs) -> float | None:
     task = make_task(cfg.data, data)
     data = task.prepare(data)
     if task.labelled:
-        task.see(data.splits["train"]["label"])
+        task.see(data.splits["train"]["label"][:])
     L.seed_everything(cfg.seed, verbose=False)
     losses = build_losses(cfg, task)
     check_layers(cfg, task, schemes)

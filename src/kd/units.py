@@ -46,7 +46,7 @@ class RowUnits(Units):
 
     def __init__(self, encodings: Mapping[str, Any], tokenizers: Mapping[str, Any], seed: int) -> None:
         rows = encodings["student"]
-        found = torch.tensor(rows["label"]) if "label" in rows.column_names else torch.full((len(rows),), torch.nan)
+        found = torch.tensor(rows["label"][:]) if "label" in rows.column_names else torch.full((len(rows),), torch.nan)
         self.found = found
         self.counts = {name: np.ones(len(rows), np.int64) for name in ("labels", "logits")}
 
@@ -65,17 +65,17 @@ class WordUnits(Units):
     """
 
     def __init__(self, encodings: Mapping[str, Any], tokenizers: Mapping[str, Any], seed: int) -> None:
-        places = {role: encoding["places"] for role, encoding in encodings.items()}
+        places = {role: encoding["places"][:] for role, encoding in encodings.items()}
         self.asked: dict[str, list[list[int]]] = {role: [] for role in places}
         self.tags: list[Tensor] = []
-        for row, tags in enumerate(encodings["student"]["label"]):
+        for row, tags in enumerate(encodings["student"]["label"][:]):
             read = [word for word in range(len(tags)) if all(places[role][row][word] >= 0 for role in places)]
             for role, asked in self.asked.items():
                 asked.append([places[role][row][word] for word in read])
             begins = [int(i == 0) for i in range(len(read))]
             self.tags.append(torch.tensor([[tags[word] for word in read], begins], dtype=torch.long).T)
         count = np.array([len(tags) for tags in self.tags])
-        self.unread = sum(map(len, encodings["student"]["label"])) - int(count.sum())
+        self.unread = sum(map(len, encodings["student"]["label"][:])) - int(count.sum())
         if not count.any():
             raise UserError(
                 f"Of {len(count)} rows no word is read, so no tag can be learned or scored: look at the tokens."
