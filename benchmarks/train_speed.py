@@ -50,7 +50,7 @@ def text(cache: Path) -> tuple[sources.TextData, object]:
     if directory is None or find(Wanted("dataset", "sst2", None, store)) is None:
         made = demo.generate(rows=4000, scored_rows=BATCH, seed=0, noise=0.1)
         return made, made.tokenizer
-    data = sources.stored("sst2", "", {}, ["negative", "positive"], str(store), str(cache))
+    data = sources.stored("sst2", None, {}, ["negative", "positive"], str(store), str(cache))
     return data, models.load_tokenizer(directory)
 
 

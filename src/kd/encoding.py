@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,19 @@ def tokenizer_key(tokenizer: Any, inputs: bool = True) -> str:
 
     A BERT's tokenizer gives token types too, a DistilBERT's does not.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    del backend["truncation"], backend["padding"]  # the state its last call left behind
-    more = {"inputs": tokenizer.model_input_names} if inputs else {}
-    return content_key(backend=backend, special=tokenizer.special_tokens_map, **more)
+    special = json.dumps(tokenizer.special_tokens_map, default=str)
+    return stated_key(
+        tokenizer.backend_tokenizer.to_str(), special, tuple(tokenizer.model_input_names if inputs else ())
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def stated_key(backend: str, special: str, inputs: tuple[str, ...]) -> str:
+    """The key of a tokenizer written out, which takes 50 ms; a run asks twenty times."""
+    stated = json.loads(backend)
+    del stated["truncation"], stated["padding"]  # the state its last call left behind
+    more = {"inputs": inputs} if inputs else {}
+    return content_key(backend=stated, special=json.loads(special), **more)
 
 
 class Encode:

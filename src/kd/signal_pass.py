@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -23,9 +24,8 @@ from kd.kept_signals import HEADS_FIRST, STORED, checksum, entries_of, file_of, 
 from kd.signals import Recorder
 from kd.store import rank, write_text
 
-TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}  # of one forward pass
+TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}  # of one forward pass
 SAVED_SECONDS = 5.0  # what a kill may cost
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class TooLargeError(Exception):
@@ -39,16 +39,18 @@ class SignalPass:
         model: the teacher, in eval mode.
         directory: where the files are to be.
         dtype: in which values are stored, a word of kept_signals.STORED.
-        precision: of the computation, as Lightning calls it.
+        precision: of the training, as Lightning calls it. Where that is bf16-mixed, a copy of the teacher is bfloat16
+            whole: casting its weights in every pass, and its states to float32 between, takes almost as long again.
     """
 
     def __init__(
         self, model: Any, signals: Sequence[str], rows: Rows, directory: Path, dtype: str, precision: str,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.recorder = Recorder(model.to(device), signals)
+        model = copy.deepcopy(model).to(device, torch.bfloat16) if precision == "bf16-mixed" else model.to(device)
+        self.recorder = Recorder(model, signals)
         self.rows, self.directory, self.dtype, self.device = rows, directory, dtype, device
-        self.lower = AUTOCAST.get(precision)
+        self.half = precision == "16-mixed"
         self.lengths, logits = rows.lengths_of("teacher"), rows.units.counts["logits"]
         self.counts = {signal: entries_of(signal, self.lengths, logits) for signal in self.recorder.signals}
 
@@ -72,7 +74,7 @@ class SignalPass:
         """
         batch = self.rows[Draw(rows, {})]["teacher"]
         inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast(self.device.type, dtype=self.lower, enabled=self.lower is not None):
+        with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.half):
             found = self.recorder(**inputs)
         real, made = inputs["attention_mask"].bool(), {}
         for signal, tensor in found.items():

@@ -32,7 +32,7 @@ class TextData:
 
 def stored(
     name: str,
-    hub_id: str,
+    hub_id: str | None,
     hub_columns: Mapping[str, str],
     label_names: Sequence[str],
     store: str,
