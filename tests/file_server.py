@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -45,7 +46,9 @@ class Files:
 
 
 @contextmanager
-def serving() -> Iterator[Files]:
+def serving(certificate: Path | None = None, key: Path | None = None) -> Iterator[Files]:
+    """A server for the block; with a certificate it speaks https."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -102,7 +105,11 @@ def serving() -> Iterator[Files]:
             """A client that is gone is no error."""
 
     server = Server(("127.0.0.1", 0), Handler)
-    files = Files(f"http://127.0.0.1:{server.server_port}")
+    files = Files(f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}")
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield files

@@ -155,7 +155,7 @@ def read_only_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("kd.library.installation.locked", refuses)
+    monkeypatch.setattr("kd.library.addition.locked", refuses)
 
 
 def full_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def full_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: object, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("kd.library.installation.shutil.copyfile", fails)
+    monkeypatch.setattr("kd.library.addition.shutil.copyfile", fails)
 
 
 def misspelled_source(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,9 @@ def test_slips(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [path for path in store.rglob("*") if path.is_file() and ".locks" not in path.parts] == []
 
 
-def test_damage_is_found(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_found(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     kd(monkeypatch, "models", "add", "mine", str(put_bert(tmp_path / "own")))
     words = store / "models" / "mine" / "vocab.txt"
     words.write_text(words.read_text().replace("w7", "w8"))
@@ -209,6 +211,12 @@ def test_damage_is_found(store: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 1
+    assert "mine: WRONG: vocab.txt has another sha256 than the one noted. Remove it" in capsys.readouterr().out
+    (store / "models" / "mine" / "config.json").write_text("{}")
+    assert "mine" not in options("teacher")  # and other names can be used
+    assert "config.json says model_type=None" in capsys.readouterr().err
+    kd(monkeypatch, "models", "remove", "mine")
+    assert not (store / "models" / "mine").exists()
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +224,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, store: Path, monkeypatch
         raise OSError(30, "Read-only file system")
 
     own = put_bert(tmp_path / "own")
-    monkeypatch.setattr("kd.library.installation.locked", refuses)
+    monkeypatch.setattr("kd.library.addition.locked", refuses)
     answer = said(monkeypatch, "models", "add", "mine", str(own))
     assert answer.startswith(f"The store {store} cannot be written (Read-only file system): set KD_STORE")
 
@@ -226,5 +234,5 @@ def test_a_full_disk(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device", str(store / "models" / ".mine.download"))
 
     own = put_bert(tmp_path / "own")
-    monkeypatch.setattr("kd.library.installation.shutil.copyfile", fails)
+    monkeypatch.setattr("kd.library.addition.shutil.copyfile", fails)
     assert "No space left on device. Nothing there looks finished" in said(monkeypatch, "models", "add", "m", str(own))

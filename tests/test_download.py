@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,3 +170,25 @@ def test_certificates_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
     with pytest.raises(UserError, match="certificates .*gone.pem cannot be read"):
         new_client()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_certificates_come_from_the_environment(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose certificate nobody vouches for is refused, until its file is named."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    line = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=loopback", "-addext",
+            "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]  # fmt: skip
+    subprocess.run(line, check=True, capture_output=True)
+    with serving(certificate, key) as secure:
+        secure.content["/file"] = CONTENT
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(UnreachableError, match="not trusted here; name your network's CA file in SSL_CERT_FILE"):
+            get(secure, tmp_path / "file")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert get(secure, tmp_path / "file") == SUM
+        secure.moved["/open"] = f"{files.address}/file"
+        with pytest.raises(RefusedError, match="which is not encrypted"):
+            get(secure, tmp_path / "other", url="/open")

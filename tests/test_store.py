@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from kd.errors import UserError
+from kd.network import hub_address, hub_reachable
 from kd.store import (
     Wanted,
     complete,
     content_key,
     find,
-    hub_address,
-    hub_reachable,
     new_directory,
     require,
     split_files,

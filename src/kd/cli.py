@@ -214,6 +214,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever read the output has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,8 +14,9 @@ from typing import Any
 from kd.columns import choose
 from kd.errors import UserError, nearest
 from kd.files import Settings, assemble
+from kd.network import hub_address, hub_reachable, offline
 from kd.sources import TextData
-from kd.store import SPLITS, hub_address, hub_reachable, offline
+from kd.store import SPLITS
 from kd.tables import SUFFIXES, Table, named_classes, suffix_of
 
 NAMES = SPLITS | {"validation": ("validation", "dev", "valid", "val")}

@@ -11,24 +11,19 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import getproxies, proxy_bypass
 
 from kd.errors import OccupiedError, UserError
+from kd.network import OFFLINE, offline, reachable
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ABOUT = "kd.json"  # what kd says about a directory of its own, beside what transformers reads
 SOURCE = "source.json"  # beside what kd downloaded or was given: where it comes from, and its checksums
-OFFLINE = ("KD_OFFLINE", "HF_HUB_OFFLINE")
-PROBE_SECONDS = 2.0
 CLAIMED: list[Any] = []  # the locks of run directories that this process holds
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
 
@@ -103,7 +98,7 @@ def source_of(directory: Path) -> dict[str, Any]:
 
 def find(wanted: Wanted) -> Path | None:
     """Where the thing lies on this disk, or None. Opens no connection."""
-    for directory in (wanted.directory, wanted.by_id):
+    for directory in (wanted.directory, *([wanted.by_id] if wanted.hub_id else [])):
         if complete(wanted.kind, directory, wanted.splits):
             ids = {source_of(directory).get("hub_id"), wanted.hub_id} - {None}
             if len(ids) < 2:  # else kd brought another model under this name
@@ -122,53 +117,6 @@ def find(wanted: Wanted) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     return snapshot if complete(wanted.kind, snapshot, wanted.splits) else None
-
-
-def offline() -> bool:
-    """Whether the environment forbids every connection."""
-    return any(os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON") for name in OFFLINE)
-
-
-def hub_endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-
-
-def hub_address() -> tuple[str, int]:
-    return address_of(hub_endpoint())
-
-
-def address_of(url: str) -> tuple[str, int]:
-    """Host and port that a connection to the URL would go to: a proxy's, if one is set for it."""
-    address = urlparse(url)
-    proxies = getproxies()
-    proxy = proxies.get(address.scheme) or proxies.get("all")
-    if proxy and not proxy_bypass(address.hostname or ""):
-        address = urlparse(proxy if "://" in proxy else f"http://{proxy}")
-    return address.hostname or "huggingface.co", address.port or (443 if address.scheme == "https" else 80)
-
-
-def hub_reachable(seconds: float = PROBE_SECONDS) -> bool:
-    return reachable([hub_endpoint()], seconds)
-
-
-def reachable(urls: list[str], seconds: float = PROBE_SECONDS) -> bool:
-    """Whether one of them can be asked: one attempt, bounded also where name look-ups or packets are dropped."""
-    if offline():
-        return False
-    reached, left = threading.Event(), [*{address_of(url) for url in urls}]
-    ended = threading.Semaphore(0)
-
-    def probe(address: tuple[str, int]) -> None:
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=seconds):
-            reached.set()
-        ended.release()
-
-    for address in left:  # a look-up that hangs must not hold the program
-        threading.Thread(target=probe, args=(address,), daemon=True).start()
-    end = time.monotonic() + seconds
-    while left and not reached.is_set() and ended.acquire(timeout=max(0.0, end - time.monotonic())):
-        left.pop()
-    return reached.is_set()
 
 
 def addresses(wanted: Wanted) -> list[str]:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from kd.errors import UserError
+from kd.library.shape import shape
 from kd.store import SOURCE, source_of, split_files, store_directory
 
 
 def names(group: str) -> list[str]:
     """The added names that a group of conf/ takes."""
     place = {"teacher": "models", "student": "models", "data": "data"}.get(group)
-    return sorted(path.name for path in directories(place)) if place else []
+    return sorted(path.name for path in directories(place, store_directory())) if place else []
 
 
-def directories(place: str) -> list[Path]:
-    found = (path.parent for path in (store_directory() / place).glob(f"[!.]*/{SOURCE}"))
-    return [path for path in found if source_of(path).get("source") == "added"]
+def directories(place: str, store: Path) -> list[Path]:
+    """Those of a place in this machine's store; a broken one is told of and left out, so that others can be used."""
+    found = []
+    for path in sorted((store / place).glob(f"[!.]*/{SOURCE}")):
+        try:
+            if source_of(path.parent).get("source") == "added":
+                if place == "models":
+                    shape(path.parent)
+                found.append(path.parent)
+        except (UserError, OSError) as error:
+            print(f"Left out: {error}", file=sys.stderr)
+    return found
 
 
 def register() -> None:
@@ -24,16 +36,14 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    for path in directories("models"):
+    for path in directories("models", store_directory()):
         for role in ("teacher", "student"):
             store.store(group=role, name=path.name, node=model_node(path))
-    for path in directories("data"):
+    for path in directories("data", store_directory()):
         store.store(group="data", name=path.name, node=data_node(path))
 
 
 def model_node(path: Path) -> dict[str, Any]:
-    from kd.library.catalogue import shape
-
     return {"name": path.name, "hub_id": None, "architecture": shape(path)}
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from kd.architecture import FAMILIES, as_conf, family, read_config
 from kd.command_line import conf_dir
 from kd.errors import UserError, nearest
+from kd.library import added
 from kd.library.known import DATA, MODELS, Known
+from kd.library.shape import shape
 from kd.library.sizes import BYTES, parameters
-from kd.store import SOURCE, Wanted, source_of
+from kd.store import Wanted, source_of
 
 ROLES = ("teacher", "student")
 NO_DATA = ("files", "hub", "demo")  # of conf/data: somebody's own, and what kd makes up
@@ -120,31 +121,10 @@ def numbers(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 def added_models(store: Path) -> list[Model]:
     found = []
-    for path in sorted((store / "models").glob(f"[!.]*/{SOURCE}")):
-        about = source_of(path.parent)
-        if about.get("source") == "added":
-            known = Known(about.get("licence") or "not given")
-            architecture = shape(path.parent)
-            found.append(Model(path.parent.name, ROLES, None, architecture, known, added=True))
+    for path in added.directories("models", store):
+        known = Known(source_of(path).get("licence") or "not given")
+        found.append(Model(path.name, ROLES, None, shape(path), known, added=True))
     return found
-
-
-def shape(directory: Path) -> dict[str, Any]:
-    """What conf/ would say of the model in a directory. Raises UserError for a family that kd does not know."""
-    stored = read_config(directory)
-    model_type = stored.get("model_type")
-    if model_type not in FAMILIES:
-        raise UserError(
-            f"{directory / 'config.json'} says model_type={model_type}: kd knows {', '.join(FAMILIES)}. A checkpoint "
-            "of another family cannot be used."
-        )
-    own = as_conf(stored, model_type)
-    fields = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
-              "max_position_embeddings", *family(model_type).shape, "layer_norm_eps", "type_vocab_size")  # fmt: skip
-    absent = [key for key in fields[:6] if key not in own]
-    if absent:
-        raise UserError(f"{directory / 'config.json'} does not say {', '.join(absent)}.")
-    return {"model_type": model_type} | {key: own[key] for key in fields if key in own}
 
 
 def data_sets(store: Path) -> list[DataSet]:
@@ -157,11 +137,10 @@ def data_sets(store: Path) -> list[DataSet]:
         labels, stored_as = source["label_names"], source["name"]
         split_off = "validation_share" in source
         found.append(DataSet(name, stored_as, source["hub_id"], said["task"], labels, DATA[stored_as], split_off))
-    for path in sorted((store / "data").glob(f"[!.]*/{SOURCE}")):
-        about = source_of(path.parent)
-        if about.get("source") == "added":
-            name, known = path.parent.name, Known(about.get("licence") or "not given")
-            found.append(DataSet(name, name, None, about.get("task"), [], known, True, added=True))
+    for path in added.directories("data", store):
+        about = source_of(path)
+        known = Known(about.get("licence") or "not given")
+        found.append(DataSet(path.name, path.name, None, about.get("task"), [], known, True, added=True))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kd.architecture import as_conf, shape_fields
 from kd.errors import UserError
-from kd.library.catalogue import shape
+from kd.library.shape import shape
 from kd.library.sizes import parameters, pooler
 
 WEIGHTS = "model.safetensors"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
 from kd.library.catalogue import DataSet, Model, data_named, data_sets, model_named, models
 from kd.library.listing import COLUMNS, DATA_COLUMNS, data_facts, in_full, model_facts, overview, side_by_side
-from kd.store import find, store_directory
+from kd.store import Wanted, find, store_directory
 
 Action = Callable[[argparse.Namespace, Path], None]
 
@@ -104,8 +104,9 @@ def download(names: list[str], things: Any, arguments: argparse.Namespace, store
     for name in names:
         thing = next(one for one in things if one.name == name)
         wanted = thing.wanted(store)
-        if find(wanted) == wanted.directory:
-            print(f"{name} is here already: {wanted.directory}")
+        here = find(wanted)
+        if here is not None:  # in the store, or in the hub's cache, which runs find as well
+            print(f"{name} is here already: {here}")
             continue
         try:
             print(f"{name} is here: {install(wanted, arguments.new_checksums)}")
@@ -142,23 +143,33 @@ def verify(places: list[Path], as_json: bool, look: Callable[[Path], tuple[bool,
 
 
 def remove_models(arguments: argparse.Namespace, store: Path) -> None:
-    remove([model_named(name, store) for name in arguments.name], store)
+    things = {model.name: model for model in models(store)}
+    remove([there("model", name, things, store) for name in arguments.name], store)
 
 
 def remove_data(arguments: argparse.Namespace, store: Path) -> None:
-    remove([data_named(name, store) for name in arguments.name], store)
+    things = {data.name: data for data in data_sets(store)}
+    remove([there("dataset", name, things, store) for name in arguments.name], store)
 
 
-def remove(things: list[Model] | list[DataSet], store: Path) -> None:
+def there(kind: str, name: str, things: Mapping[str, Model | DataSet], store: Path) -> Wanted:
+    """What has that name, or lies in the store under it: a broken one has no other."""
+    by_hand = Wanted(kind, name, None, store)
+    if name not in things and name == Path(name).name and by_hand.directory.is_dir():
+        return by_hand
+    return (model_named if kind == "model" else data_named)(name, store).wanted(store)
+
+
+def remove(things: Sequence[Wanted], store: Path) -> None:
     from kd.library import installation
 
-    for thing in things:
-        size = installation.remove(thing.wanted(store))
-        print(f"{thing.name} is removed, {size / 1e6:,.1f} MB.")
+    for wanted in things:
+        size = installation.remove(wanted)
+        print(f"{wanted.name} is removed from {store}, {size / 1e6:,.1f} MB.")
 
 
 def add_model(arguments: argparse.Namespace, store: Path) -> None:
-    from kd.library.installation import add
+    from kd.library.addition import add
 
     place, shape = add(arguments.name, Path(arguments.path).expanduser(), store, arguments.licence)
     what = f"{shape['model_type']}, {shape['num_hidden_layers']} layers, {shape['hidden_size']} wide"
@@ -166,7 +177,7 @@ def add_model(arguments: argparse.Namespace, store: Path) -> None:
 
 
 def add_data(arguments: argparse.Namespace, store: Path) -> None:
-    from kd.library.add_data import add_data as put
+    from kd.library.data_addition import add_data as put
 
     path = Path(arguments.path).expanduser()
     place = put(arguments.name, path, store, arguments.task, arguments.text, arguments.label)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd.errors import UserError
+from kd.library.addition import copied
 from kd.library.checked import WEIGHTS, check_model
 from kd.library.convert import convert
-from kd.library.installation import copied
 from kd.library.sources import PICKLED
 from kd.store import new_directory
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from kd.architecture import FAMILIES
 from kd.errors import UserError
-from kd.library.catalogue import DataSet, Model, data_sets, models, shape
+from kd.library.catalogue import DataSet, Model, data_sets, models
 from kd.library.known import Known
+from kd.library.shape import shape
 from kd.store import complete, source_of, write_text
 from kd.table import NONE, markdown_table
 

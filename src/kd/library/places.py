@@ -9,7 +9,8 @@ from urllib.parse import urlparse
 
 from kd.errors import UserError, nearest
 from kd.library.known import ARCHIVES, Known
-from kd.store import Wanted, hub_endpoint
+from kd.network import hub_endpoint
+from kd.store import Wanted
 
 ORDER = ("hub", "archive", "mirror")
 

@@ -9,8 +9,9 @@ from typing import Any
 from kd import files
 from kd.errors import UserError
 from kd.library import document, record
+from kd.library.addition import check_name
 from kd.library.catalogue import NO_DATA, data_sets
-from kd.library.installation import check_name, lock_of, put, today, work_of, writing
+from kd.library.installation import lock_of, put, today, work_of, writing
 from kd.store import SPLITS, Wanted, locked
 from kd.tables import SUFFIXES, read_table, suffix_of
 
