@@ -86,7 +86,7 @@ def test_lists_for_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     kd(monkeypatch, "models", "show", "bert_base")
     out = capsys.readouterr().out
     assert "https://storage.googleapis.com/bert_models/2018_10_18/uncased_L-12_H-768_A-12.zip" in out
-    assert "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3" in out
+    assert "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3 model.safetensors (hub)" in out
     assert f'AutoTokenizer.from_pretrained("{tmp_path / "models" / "bert_base"}")' in out
     kd(monkeypatch, "models", "compare", "bert_tiny", "electra_small")
     lines = {line.split("|")[1].strip(): line.split("|")[2:4] for line in capsys.readouterr().out.splitlines()}

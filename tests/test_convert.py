@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_writer import bitwise
 from numpy.typing import NDArray
 
 from kd.errors import UserError
@@ -25,16 +26,6 @@ from kd.library.tensor_bundle import MAGIC, TensorBundle
 
 TF = Path(__file__).parent / "fixtures" / "tf_bert"
 Array = NDArray[np.float64]
-
-
-def bitwise(data: bytes) -> int:
-    """CRC-32C by its definition."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-    return value ^ 0xFFFFFFFF
 
 
 def test_the_sums_of_rfc_3720() -> None:

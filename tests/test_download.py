@@ -21,12 +21,16 @@ SUM = hashlib.sha256(CONTENT).hexdigest()
 LARGE = 1 << 30
 
 
-@pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BACK_OFF", 0.001)
     monkeypatch.setattr(module, "CHUNK", 10_000)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def files() -> Iterator[Files]:
     with serving() as found:
         found.content["/file"] = CONTENT
         yield found
@@ -150,8 +154,7 @@ def test_a_disk_without_room(files: Files, tmp_path: Path, monkeypatch: pytest.M
     assert names(tmp_path) == []
 
 
-def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BACK_OFF", 0.001)
+def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match=r"no connection .*\(2 times in a row\)"):
         get(Files("http://127.0.0.1:9"), tmp_path / "file")
 

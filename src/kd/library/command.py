@@ -41,7 +41,7 @@ def list_models(arguments: argparse.Namespace, store: Path) -> None:
 
 def list_data(arguments: argparse.Namespace, store: Path) -> None:
     facts = [data_facts(data, store) for data in data_sets(store)]
-    legend = f"\nStore: {store}. Your own: kd data add NAME FILE, or python train.py data=files data.train=FILE"
+    legend = f"\nStore: {store}. Your own: kd data add NAME FILE, or kd train data=files data.train=FILE"
     say(facts, arguments.json, lambda: overview(facts, DATA_COLUMNS) + legend)
 
 
@@ -51,15 +51,15 @@ def show_model(arguments: argparse.Namespace, store: Path) -> None:
     model = model_named(arguments.name, store)
     facts = model_facts(model, store)
     place = Path(facts["path"] or model.wanted(store).directory)
-    pins = {**model.known.hub, **model.known.archived}
-    facts["pinned"] = [f"{name} {sha256}" for name, sha256 in pins.items()]
+    pins = {"hub": model.known.hub, "archive": model.known.archived}
+    facts["pinned"] = [f"{sha256} {name} ({kind})" for kind, sums in pins.items() for name, sha256 in sums.items()]
     more = f"\n\n{example(model.name, place)}" if model.own_weights else ""
     say(facts, arguments.json, lambda: in_full(facts) + more)
 
 
 def show_data(arguments: argparse.Namespace, store: Path) -> None:
     facts = data_facts(data_named(arguments.name, store), store)
-    more = f"\n\npython train.py data={arguments.name} teacher=minilm_l6 student=layers"
+    more = f"\n\nkd train data={arguments.name} teacher=minilm_l6 student=layers"
     say(facts, arguments.json, lambda: in_full(facts) + more)
 
 
@@ -173,7 +173,7 @@ def add_model(arguments: argparse.Namespace, store: Path) -> None:
 
     place, shape = add(arguments.name, Path(arguments.path).expanduser(), store, arguments.licence)
     what = f"{shape['model_type']}, {shape['num_hidden_layers']} layers, {shape['hidden_size']} wide"
-    print(f"{arguments.name} ({what}) is in {place}: python train.py teacher={arguments.name} ...")
+    print(f"{arguments.name} ({what}) is in {place}: kd train teacher={arguments.name} ...")
 
 
 def add_data(arguments: argparse.Namespace, store: Path) -> None:
@@ -181,7 +181,7 @@ def add_data(arguments: argparse.Namespace, store: Path) -> None:
 
     path = Path(arguments.path).expanduser()
     place = put(arguments.name, path, store, arguments.task, arguments.text, arguments.label)
-    print(f"{arguments.name} is in {place}: python train.py data={arguments.name} ...")
+    print(f"{arguments.name} is in {place}: kd train data={arguments.name} ...")
 
 
 def convert_model(arguments: argparse.Namespace, _: Path) -> None:

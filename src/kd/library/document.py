@@ -33,8 +33,8 @@ def write(store: Path) -> None:
     named = {model.name: model for model in models(store) if model.own_weights}
     sections = [section(place, named.get(place.name)) for place in installed(store, "model")]
     rows = [line for line, _ in sections]
-    header = ["name", "family", "layers", "width", "heads", "parameters", "bytes", "licence", "suits"]
-    parts = [HEAD, "## Models\n", markdown_table(header, rows) + "\n" if rows else "None.\n"]
+    header = ["name", "family", "licence", "suits", "layers", "width", "heads", "parameters", "bytes"]
+    parts = [HEAD, "## Models\n", markdown_table(header, rows, left=4) + "\n" if rows else "None.\n"]
     parts += [text for _, text in sections]
     sets = {one.stored_as: one for one in data_sets(store)}
     parts += ["## Data\n", *[data_section(place, sets.get(place.name)) for place in installed(store, "dataset")]]
@@ -49,7 +49,8 @@ def section(place: Path, model: Model | None) -> tuple[list[str], str]:
     if model is None:
         return [place.name, *[NONE] * 8], f"### {place.name}\n\nOf no family that kd knows.\n"
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    shown = [place.name, *specification(model), f"{size:,}", model.known.licence, model.suits]
+    family, *figures = specification(model)
+    shown = [place.name, family, model.known.licence, model.suits, *figures, f"{size:,}"]
     where = f"From {about['from']}, {about['date']}." if about else "Put there by hand; nothing is noted of its origin."
     notes = "".join(f"\n{note}." for note in about.get("notes", ()))
     sums = [f"    {one['sha256']}  {name}" for name, one in about.get("files", {}).items()]
@@ -78,7 +79,7 @@ def specification(model: Model) -> list[str]:
 def example(name: str, place: Path) -> str:
     """How it is used, on the command line and in Python."""
     return f"""```bash
-python train.py teacher={name} student=bert_small     # or student={name}
+kd train teacher={name} student=bert_small     # or student={name}
 ```
 
 ```python
@@ -93,6 +94,6 @@ states = model(**tokenizer("a text", return_tensors="pt")).last_hidden_state
 def data_section(place: Path, data: DataSet | None) -> str:
     about = source_of(place)
     where = f"From {about['from']}, {about['date']}." if about else "Put there by hand; nothing is noted of its origin."
-    use = f"`python train.py data={data.name}`" if data else f"`python train.py data=hub data.id={place}`"
+    use = f"`kd train data={data.name}`" if data else f"`kd train data=hub data.id={place}`"
     licence = f" Licence: {data.known.licence}." if data else ""
     return f"### {place.name}\n\n{where}{licence} {use}\n"

@@ -13,13 +13,10 @@ from kd.store import find, source_of, split_files
 from kd.table import NONE, markdown_table
 
 PIECES = {"roberta": "byte-level BPE", "modernbert": "byte-level BPE"}  # the others: WordPiece
-COLUMNS = {
-    "name": "name", "family": "family", "layers": "layers", "width": "width", "heads": "heads",
-    "parameters": "parameters", "bytes": "MB (float32)", "licence": "licence", "installed": "installed",
-    "suits": "suits",
-}  # fmt: skip
-DATA_COLUMNS = {"name": "name", "task": "task", "labels": "labels", "bytes": "MB", "licence": "licence",
-                "installed": "installed"}  # fmt: skip
+WORDS = {"name": "name", "family": "family", "task": "task", "suits": "suits", "installed": "installed",
+         "licence": "licence"}  # fmt: skip
+COLUMNS = {"layers": "layers", "width": "width", "heads": "heads", "parameters": "parameters", "bytes": "MB (float32)"}
+DATA_COLUMNS = {"labels": "labels", "bytes": "MB"}
 NOT_COMPARED = ("path", "sources", "files", "from", "date", "notes", "hub_id")
 
 
@@ -109,21 +106,29 @@ def shown(key: str, value: Any) -> str:
 
 
 def overview(facts: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """A row for each."""
-    lines = [[shown(key, one[key]) for key in columns] for one in facts]
-    return markdown_table(list(columns.values()), lines)
+    """A row for each: words first, then the figures."""
+    words = {key: word for key, word in WORDS.items() if key in facts[0]}
+    lines = [[shown(key, one[key]) for key in (*words, *columns)] for one in facts]
+    return markdown_table([*words.values(), *columns.values()], lines, left=len(words))
 
 
 def side_by_side(facts: Sequence[Mapping[str, Any]]) -> str:
     """A column for each."""
     keys = [key for key in facts[0] if key not in ("name", *NOT_COMPARED)]
-    lines = [[key.replace("_", " "), *(shown(key, one[key]) for one in facts)] for key in keys]
+    lines = [
+        ["MB" if key == "bytes" else key.replace("_", " "), *(shown(key, one[key]) for one in facts)] for key in keys
+    ]
     return markdown_table(["", *(str(one["name"]) for one in facts)], lines)
 
 
 def in_full(facts: Mapping[str, Any]) -> str:
     """A line for each fact, and the checksums below each other."""
     width = max(map(len, facts))
-    lines = [f"{key.replace('_', ' '):<{width}}  {shown(key, facts[key])}" for key in facts if key != "files"]
+    lines = []
+    for key in (key for key in facts if key != "files"):
+        value = facts[key]
+        several = value if isinstance(value, list) and any(len(str(one)) > 30 for one in value) else [value]
+        lines.append(f"{key.replace('_', ' '):<{width}}  {shown(key, several[0])}{' MB' if key == 'bytes' else ''}")
+        lines += [f"{'':<{width}}  {shown(key, one)}" for one in several[1:]]
     files = facts.get("files") or {}
     return "\n".join([*lines, *(f"{one['sha256']}  {name}  {one['bytes']:,} bytes" for name, one in files.items())])
