@@ -5,10 +5,13 @@ Written after LevelDB's table format and tensorflow's tensor_bundle.proto; sums 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
 
 NUMBERS = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "bool": 10, "float16": 19}
 
@@ -47,9 +50,7 @@ def block(entries: list[tuple[bytes, bytes]], kind: int = 0) -> bytes:
     """Keys leave out what they share with the one before, and one restart point."""
     found, before = b"", b""
     for key, value in entries:
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(key, before, strict=False)) if a != b), min(len(key), len(before))
-        )
+        shared = len(os.path.commonprefix([key.hex(), before.hex()])) // 2
         found += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         before = key
     found += (0).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes([kind])
@@ -57,7 +58,7 @@ def block(entries: list[tuple[bytes, bytes]], kind: int = 0) -> bytes:
 
 
 def write(
-    prefix: Path, shards: list[dict[str, NDArray[np.generic]]], *, big_endian: bool = False, compressed: bool = False,
+    prefix: Path, shards: list[Arrays], *, big_endian: bool = False, compressed: bool = False,
     bfloat16: tuple[str, ...] = (), sliced: tuple[str, ...] = (), numbers: dict[str, int] | None = None,
 ) -> None:  # fmt: skip
     """``shards`` are the tensors of each data file; those in ``bfloat16`` are given as uint16."""

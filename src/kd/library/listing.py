@@ -115,9 +115,8 @@ def overview(facts: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> 
 def side_by_side(facts: Sequence[Mapping[str, Any]]) -> str:
     """A column for each."""
     keys = [key for key in facts[0] if key not in ("name", *NOT_COMPARED)]
-    lines = [
-        ["MB" if key == "bytes" else key.replace("_", " "), *(shown(key, one[key]) for one in facts)] for key in keys
-    ]
+    names = ["MB" if key == "bytes" else key.replace("_", " ") for key in keys]
+    lines = [[name, *(shown(key, one[key]) for one in facts)] for name, key in zip(names, keys, strict=True)]
     return markdown_table(["", *(str(one["name"]) for one in facts)], lines)
 
 
