@@ -5,7 +5,6 @@ Written after LevelDB's table format and tensorflow's tensor_bundle.proto; sums 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,9 @@ def block(entries: list[tuple[bytes, bytes]], kind: int = 0) -> bytes:
     """Keys leave out what they share with the one before, and one restart point."""
     found, before = b"", b""
     for key, value in entries:
-        shared = len(os.path.commonprefix([key.hex(), before.hex()])) // 2
+        shared = 0
+        while key[shared : shared + 1] == before[shared : shared + 1] != b"":
+            shared += 1
         found += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         before = key
     found += (0).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes([kind])
