@@ -352,3 +352,16 @@ def test_data_that_the_hub_has_converted(files: Files, store: Path, tmp_path: Pa
     ).encode()
     place = install(Wanted("dataset", "sst5", "SetFit/sst5", store))
     assert sorted(path.name for path in place.iterdir()) == [SOURCE, "train-0000.parquet", "validation-0000.parquet"]
+
+
+def test_data_of_several_kinds_are_not_mixed(files: Files, store: Path) -> None:
+    listing = {"siblings": [{"rfilename": f"{kind}/train-0.parquet"} for kind in ("raw", "simplified")]}
+    files.content["/api/datasets/SetFit/sst5/revision/main"] = json.dumps(listing).encode()
+    with pytest.raises(UserError, match=r"several data sets \(raw/train-0.parquet, simplified/train-0.parquet\)"):
+        install(Wanted("dataset", "sst5", "SetFit/sst5", store))
+
+
+def test_data_that_no_hub_has(files: Files, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"emobank is to be had nowhere by that name: copy it to .*data/emobank"):
+        kd(monkeypatch, "data", "download", "emobank")
+    assert files.asked == []

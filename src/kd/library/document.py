@@ -10,8 +10,9 @@ from kd.architecture import FAMILIES
 from kd.errors import UserError
 from kd.library.catalogue import DataSet, Model, data_sets, models
 from kd.library.known import Known
+from kd.library.record import LOCKS
 from kd.library.shape import shape
-from kd.store import complete, source_of, write_text
+from kd.store import complete, locked, source_of, write_text
 from kd.table import NONE, markdown_table
 
 PAGE = "MODELS.md"
@@ -38,7 +39,8 @@ def write(store: Path) -> None:
     parts += [text for _, text in sections]
     sets = {one.stored_as: one for one in data_sets(store)}
     parts += ["## Data\n", *[data_section(place, sets.get(place.name)) for place in installed(store, "dataset")]]
-    write_text(store / PAGE, "\n".join(parts).rstrip() + "\n")
+    with locked(store / LOCKS / "document"):
+        write_text(store / PAGE, "\n".join(parts).rstrip() + "\n")
 
 
 def section(place: Path, model: Model | None) -> tuple[list[str], str]:

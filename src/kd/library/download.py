@@ -39,6 +39,10 @@ class NotThereError(RefusedError):
     """The server answers, and has no such file."""
 
 
+class ChangedError(RefusedError):
+    """Another content than at the first download."""
+
+
 class UnreachableError(RefusedError):
     """There is no way to the server."""
 
@@ -88,7 +92,7 @@ def download(client: httpx2.Client, url: str, path: Path, sha256: str | None, mo
         resumed = part.is_file()
         received_all(client, url, part, most)
         noted, found = stored(part), file_hash(part)
-        wanted = {sum for sum in (sha256, noted.get("promised")) if sum}
+        wanted = {one for one in (sha256, noted.get("promised")) if one}
         if wanted <= {found}:
             break
         drop(part)
@@ -134,10 +138,8 @@ def receive(client: httpx2.Client, url: str, part: Path, most: int) -> None:
             length = response.headers.get("Content-Length")
             total = start + int(length) if length is not None else None
             check_size(url, part, start, total, most)
-            if not start:
-                drop(
-                    part
-                )  # before the note: a process that is killed here leaves no part of one file noted as another's
+            if not start:  # before the note, so that a part of one file is never noted as another's
+                drop(part)
             note(part, {"url": url, "validator": validator(response), "promised": promised(response),
                         "commit": response.headers.get("X-Repo-Commit") or commit(response)})  # fmt: skip
             write(response, part, start, total, most)

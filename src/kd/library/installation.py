@@ -16,7 +16,7 @@ from kd.errors import UserError
 from kd.library import document, record
 from kd.library.catalogue import facts, named_things
 from kd.library.checked import WEIGHTS, check_model
-from kd.library.download import SPARE_BYTES, RefusedError, new_client
+from kd.library.download import SPARE_BYTES, ChangedError, RefusedError, new_client
 from kd.library.places import Place, places
 from kd.library.sizes import BYTES, parameters
 from kd.library.sources import Session, bring
@@ -66,16 +66,14 @@ def places_of(wanted: Wanted) -> list[Place]:
 
 
 def no_source(wanted: Wanted) -> str:
-    what = "model DIR" if wanted.kind == "model" else "data set FILE"
-    return (
-        f"copy it to {wanted.directory}, or set KD_MIRROR to a store that has it. Your own: kd {what.split()[0]}s add"
-    )
+    command = "kd models add NAME DIR" if wanted.kind == "model" else "kd data add NAME FILE"
+    return f"copy it to {wanted.directory}, or set KD_MIRROR to a store that has it. Your own: {command}."
 
 
 def from_first(wanted: Wanted, there: list[Place], work: Path, new_checksums: bool) -> Path:
     known, architecture = facts(wanted)
     recorded = {} if new_checksums else record.checksums(wanted.store)
-    said = []
+    said, changed = [], False
     with new_client() as client:
         unreached: set[str] = set()
         for number, source in enumerate(there):
@@ -88,13 +86,14 @@ def from_first(wanted: Wanted, there: list[Place], work: Path, new_checksums: bo
                 directory = bring(source, session, here)
                 check(wanted, directory, session)
             except RefusedError as error:
+                changed = changed or isinstance(error, ChangedError)
                 said.append(f"{source.address}: {error}".replace(f"{source.address}: {source.address}", source.address))
                 continue
             finish(session, source, directory)
             shutil.rmtree(work)
             return wanted.directory
     hint = ""
-    if any("sha256" in line for line in said) and recorded:
+    if changed:
         hint = " If its makers changed it and you trust them, --new-checksums accepts what is there now."
     others = f" Other ways: its files in {wanted.directory}, or KD_MIRROR=ADDRESS of a store that has it."
     raise UserError(f"{wanted.name} could not be downloaded. " + "; ".join(said) + f".{hint or others}")
@@ -140,8 +139,8 @@ def finish(session: Session, source: Place, directory: Path) -> None:
     """Notes where the files come from, and gives them their name."""
     wanted = session.wanted
     for path in directory.rglob("*"):
-        if path.name.startswith("."):
-            path.unlink()  # what the download noted
+        if path.name.startswith(".") or path.suffix == ".part":
+            path.unlink()  # what downloads noted, and a part of what is no longer there
         elif path.is_file():
             path.chmod(0o644)
     about = {
@@ -217,6 +216,7 @@ def remove(wanted: Wanted) -> int:
         size = sum(path.stat().st_size for place in there for path in place.rglob("*") if path.is_file())
         for place in there:
             gone = place.with_name(f".{place.name}.removed")
+            shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed here
             place.rename(gone)  # at once, so that no half of it is found
             shutil.rmtree(gone)
         document.write(wanted.store)

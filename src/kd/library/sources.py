@@ -17,7 +17,7 @@ from kd.library import download
 from kd.library.archive import unpack
 from kd.library.checked import WEIGHTS
 from kd.library.convert import convert
-from kd.library.download import NotThereError, Received, RefusedError, UnreachableError
+from kd.library.download import ChangedError, NotThereError, Received, RefusedError, UnreachableError
 from kd.library.known import Known
 from kd.library.places import Place
 from kd.library.sizes import BYTES, parameters
@@ -61,6 +61,10 @@ class Session:
             received = download.download(self.client, url, path, pinned or self.recorded.get(key), most)
         except UnreachableError:
             self.unreached.add(host)
+            raise
+        except RefusedError as error:
+            if pinned is None and key in self.recorded and "sha256" in str(error):
+                raise ChangedError(str(error)) from error
             raise
         self.sums[key] = received.sha256
         self.files[path.name] = {"url": received.url, "sha256": received.sha256, "bytes": received.bytes}
@@ -174,6 +178,8 @@ def parquet_files(listing: Path, folder: str) -> dict[str, str]:
             found[name] = path.name
         elif path.parent.name in known:
             found[name] = f"{path.parent.name}-{path.name}"
+    if len({*found.values()}) < len(found):
+        raise RefusedError(f"it has several data sets ({', '.join(found)}), and conf/ does not say which is meant")
     return found
 
 
