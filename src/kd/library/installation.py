@@ -33,7 +33,7 @@ def install(wanted: Wanted, new_checksums: bool = False) -> Path:
     wanted = under_own_name(wanted)
     there = places_of(wanted)
     if offline():
-        named = " and ".join(name for name in OFFLINE if os.environ.get(name))
+        named = next(name for name in OFFLINE if os.environ.get(name))
         raise UserError(
             f"{wanted.name} is not in the store {wanted.store}, and {named} in the environment rules downloads out: "
             "unset it where there is a network."
