@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_writer import bitwise
+from named_models import SMALL, bert_shapes, put_bert
 from numpy.typing import NDArray
 
 from kd.errors import UserError
@@ -242,3 +243,40 @@ def test_several_checkpoints_or_none(checkpoint: Path) -> None:
 def test_what_has_to_lie_beside_it(checkpoint: Path) -> None:
     (checkpoint / "vocab.txt").unlink()
     refused(checkpoint, "has no vocab.txt")
+
+
+def test_old_names_of_norms_load(tmp_path: Path) -> None:
+    """As TensorFlow called them, which the hub's oldest checkpoints still do, also in safetensors."""
+    from safetensors.numpy import save_file
+
+    from kd import demo
+    from kd.models import load_model
+    from kd.tasks import Classification
+
+    put_bert(tmp_path)
+    random = np.random.default_rng(0)
+    shapes = bert_shapes(SMALL, old_names=True)
+    tensors = {name: random.normal(size=size).astype(np.float32) for name, size in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    check_model(tmp_path)
+    norm = load_model(tmp_path, Classification(demo.LABELS)).model.bert.encoder.layer[1].output.LayerNorm
+    np.testing.assert_array_equal(norm.weight.detach(), tensors["bert.encoder.layer.1.output.LayerNorm.gamma"])
+    np.testing.assert_array_equal(norm.bias.detach(), tensors["bert.encoder.layer.1.output.LayerNorm.beta"])
+
+
+def test_a_pickled_checkpoint_is_converted_beside_itself(tmp_path: Path) -> None:
+    import torch
+    from safetensors.numpy import load_file
+
+    directory = put_bert(tmp_path / "old")
+    (directory / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    state = {name: torch.randn(size) for name, size in bert_shapes(SMALL, old_names=True).items()}
+    torch.save(state, directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match="kd models convert .* makes one of pytorch_model.bin"):
+        check_model(directory)
+    convert_directory(directory, tmp_path / "new", None)
+    found = load_file(tmp_path / "new" / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    np.testing.assert_array_equal(found[name], state[name].numpy())
+    assert check_model(tmp_path / "new") == check_model(put_bert(tmp_path / "same"))

@@ -123,7 +123,9 @@ def check_model(directory: Path, expected: Mapping[str, Any] | None = None) -> d
             theirs, ours = (", ".join(f"{key}={one.get(key)}" for key in keys) for one in (found, own))
             raise UserError(f"{directory} is another model: its config.json has {theirs}, expected is {ours}.")
     if not (directory / WEIGHTS).is_file():
-        raise UserError(f"{directory} has no {WEIGHTS}.")
+        pickled = (directory / "pytorch_model.bin").is_file()
+        fix = f": kd models convert {directory} makes one of pytorch_model.bin" if pickled else ""
+        raise UserError(f"{directory} has no {WEIGHTS}{fix}.")
     check_weights(directory, found)
     check_tokenizer(directory, found["vocab_size"])
     return found
