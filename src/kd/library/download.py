@@ -27,7 +27,7 @@ UNREACHED = 2  # of them, where not even a connection can be made
 BACK_OFF = 0.5  # seconds before the second attempt, twice as many before each further one
 LONGEST_PAUSE = 30.0
 SPARE_BYTES = 64 << 20  # that stay free on the disk
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes that a killed process may lose
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
