@@ -457,3 +457,25 @@ def test_every_family_and_task(kind: str, runtime: str, text: TextData, tmp_path
         assert np.allclose(student["vector"], exported["vector"], atol=1e-4)
     else:
         assert student["label"] == exported["label"]
+
+
+def test_what_is_added_to_every_answer_is_taken_off_again(bert: Exporter, tmp_path: Path) -> None:
+    from kd.export import onnx, onnx_bias
+
+    path = tmp_path / "model.onnx"
+    onnx.write_float(bert.source, 18, path)
+    onnx_bias.subtract(path, np.array([0.3, -0.2], np.float32))
+    batches = list(bert.source.calibration(20))
+
+    def off() -> Any:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return np.concatenate([session.run(["logits"], b)[0] - logits_of(bert.source, b) for b in batches])
+
+    np.testing.assert_allclose(off(), np.tile([-0.3, 0.2], (20, 1)), atol=1e-5)
+    onnx_bias.correct(path, bert.source, 20)
+    np.testing.assert_allclose(off(), 0, atol=1e-5)
+
+
+def logits_of(source: Any, batch: dict[str, Any]) -> Any:
+    with torch.no_grad():
+        return source.module(**{name: torch.as_tensor(ids) for name, ids in batch.items()}).numpy()

@@ -25,9 +25,10 @@ def write(source: Source, target: Target, directory: Path) -> list[str]:
     assert target.opset is not None
     write_float(source, target.opset, path)
     if target.scheme != "float32":
-        from kd.export import onnx_quantized
+        from kd.export import onnx_bias, onnx_quantized
 
         onnx_quantized.SCHEMES[target.scheme](path, source, target)
+        onnx_bias.correct(path, source, target.calibration_rows)
     return written(path)
 
 
