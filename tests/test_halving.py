@@ -136,3 +136,13 @@ def test_what_cannot_be_halved_says_what_takes_less(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         halving.within_memory(broken, tmp_path, rows=8)
+
+
+def test_a_batch_of_tokens_has_more_rows_than_batch_size(text: TextData, tmp_path: Path) -> None:
+    tokenizers = {"student": text.tokenizer}
+    by_rows, by_tokens = (
+        TextDataModule(text, tokenizers, tmp_path, batch_size=4, max_length=32, limit=64, tokens_per_batch=tokens)
+        for tokens in (None, 256)
+    )
+    assert by_rows.most_rows == 4
+    assert by_tokens.most_rows == max(len(draw.rows) for draw in by_tokens.batches()) > 8
