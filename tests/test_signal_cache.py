@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import pickle
 import shutil
 import signal as signals_of_the_system
@@ -287,6 +288,23 @@ def test_a_pass_that_nobody_can_go_on_with_is_not_left_on_the_disk(
     monkeypatch.setattr(signal_pass.SignalPass, "entries", entries)
     assert len(list((tmp_path / "signals").glob(".*.work"))) == 1
     kept(teacher, data, tmp_path, wanted=("logits", "hidden/1"))  # further runs have no use for what was begun
+    assert not list((tmp_path / "signals").glob(".*.work"))
+
+
+def test_a_disk_that_fills_up_is_named_and_given_back(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def full(_file: int, _start: int, count: int) -> None:
+        if taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(count)
+
+    monkeypatch.setattr("kd.signal_pass.os.posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device: .*logits\.npy"):
+        kept(model(2, 32), data, tmp_path, wanted=("logits", "cls/1"))
+    assert taken
     assert not list((tmp_path / "signals").glob(".*.work"))
 
 

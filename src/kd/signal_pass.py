@@ -128,7 +128,11 @@ class SignalPass:
         if not begun:
             for signal, shape in shapes.items():
                 open_memmap(file_of(work, signal), "w+", STORED[self.dtype], shape)
-                allocate(file_of(work, signal))  # a full disk is met here, not as a signal that kills
+                try:
+                    allocate(file_of(work, signal))  # a full disk is met here, not as a signal that kills
+                except OSError:
+                    shutil.rmtree(work)  # or what was taken keeps the disk full
+                    raise
             open_memmap(path, "w+", np.uint8, (len(self.lengths),))
         return {signal: np.load(file_of(work, signal), mmap_mode="r+") for signal in shapes}, np.load(path, "r+")
 
