@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from lightning.pytorch.profilers import Profiler
 
+from kd.store import rank
+
 WARM_UP, STEPS, TRACED = 5, 40, 3
 NEXT = ".train_dataloader_next"  # the end of Lightning's name for what begins a batch
 NAMES = {  # the parts of a step, by how the names end
@@ -78,7 +80,8 @@ class StepProfile(Profiler):
             opened.__exit__(None, None, None)
         self.ranges.clear()
         self.trace.__exit__(None, None, None)
-        self.trace.export_chrome_trace(str(self.directory / "trace.json"))
+        if rank() == 0:  # one file for all
+            self.trace.export_chrome_trace(str(self.directory / "trace.json"))
         self.trace = None
 
     def teardown(self, stage: str | None) -> None:
