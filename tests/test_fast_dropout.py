@@ -17,6 +17,7 @@ from kd.datamodule import TextDataModule
 from kd.fast_dropout import FastDropout
 from kd.fit import fit
 from kd.losses import HardLabelLoss
+from kd.models import recompute_activations
 from kd.tasks import Classification
 
 
@@ -72,3 +73,24 @@ def test_a_student_trains_with_it_and_has_its_own_dropout_afterwards(
     fit(student, task, {"hard": loss}, None, data, settings(), tmp_path, "key", "title", callbacks=[Look()])
     assert set(seen) == {classes.count(nn.Dropout)}
     assert [type(module) for module in student.modules()] == classes
+
+
+@pytest.mark.parametrize("family", ["bert", "electra", "distilbert"])
+def test_recomputed_activations_drop_the_same(family: str) -> None:
+    found = []
+    for again in (False, True):
+        student = model(2, 32, model_type=family)
+        if again:
+            recompute_activations(student)
+        for module in student.train().modules():
+            if type(module) is nn.Dropout:
+                module.__class__ = FastDropout
+        torch.manual_seed(3)
+        ids = torch.arange(5, 45).view(2, 20)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = student(ids, attention_mask=torch.ones_like(ids)).logits.float().square().sum()
+        weights = [weight for weight in student.parameters() if weight.requires_grad]
+        looked = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)  # as method.diagnose does
+        loss.backward()
+        found.append([each for each in (*looked, *(weight.grad for weight in weights)) if each is not None])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

@@ -17,6 +17,8 @@ from test_lit_module import set_up, settings
 
 from kd import halving
 from kd.batches import Batches
+from kd.command_line import compose
+from kd.contradictions import contradictions
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.fit import Fitted, fit
@@ -136,3 +138,20 @@ def test_what_cannot_be_halved_says_what_takes_less(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         halving.within_memory(broken, tmp_path, rows=8)
+
+
+def test_a_batch_of_tokens_has_more_rows_than_batch_size(text: TextData, tmp_path: Path) -> None:
+    tokenizers = {"student": text.tokenizer}
+    by_rows, by_tokens = (
+        TextDataModule(text, tokenizers, tmp_path, batch_size=4, max_length=32, limit=64, tokens_per_batch=tokens)
+        for tokens in (None, 256)
+    )
+    assert by_rows.most_rows == 4
+    assert by_tokens.most_rows == max(len(draw.rows) for draw in by_tokens.batches()) > 8
+
+
+def test_one_setting_says_how_large_a_batch_is() -> None:
+    lines = ["experiment=demo", "paths.output=x", "data.batch_size=auto"]
+    assert not contradictions(compose(lines))
+    (found,) = contradictions(compose([*lines, "data.tokens_per_batch=256"]))
+    assert "leave one of them out" in found

@@ -12,6 +12,7 @@ import torch
 from conftest import model
 from lightning.pytorch.callbacks import Callback
 from ranks import on_two_ranks
+from test_lit_module import settings
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +21,7 @@ from kd.command_line import compose
 from kd.contradictions import frozen_contradictions
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
-from kd.fit import FitSettings, fit
+from kd.fit import FitSettings, fit, make_trainer, tokens_of_a_step
 from kd.gradients import GradientWatch
 from kd.grid import Grid
 from kd.lazy_embeddings import why_not
@@ -218,3 +219,13 @@ def test_frozen_embeddings_are_refused_where_they_make_no_sense() -> None:
     ):
         (found,) = says(frozen, line)
         assert why in found
+
+
+def test_a_batch_in_parts_is_as_many_tokens(text: TextData, tmp_path: Path) -> None:
+    """So that a training which goes on after an out-of-memory error decides as before."""
+    rows = TextDataModule(text, {"student": text.tokenizer}, tmp_path / "cache", batch_size=8, limit=64)
+    tokens = []
+    for rows.parts in (1, 4):
+        trainer, _ = make_trainer(settings(8, accumulate_grad_batches=2), rows, tmp_path, [], [])
+        tokens.append(tokens_of_a_step(trainer, rows))
+    assert tokens[0] == tokens[1] == rows.splits["train"].lengths.sum() / 4

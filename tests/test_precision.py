@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from kd import precision, resume
+from kd import machine, precision, resume
 from kd.command_line import compose
 
 BOTH = ("trainer.precision", "teacher.fine_tune.precision")
@@ -51,6 +51,8 @@ def test_what_was_measured_once_holds_for_every_run(monkeypatch: pytest.MonkeyPa
     assert chosen(monkeypatch, tmp_path, [], {256: 1.5, 384: 1.5}) == ("bf16-mixed", "bf16-mixed")
     assert chosen(monkeypatch, tmp_path, [], {}) == ("bf16-mixed", "bf16-mixed")  # a second look would raise KeyError
     assert len(list((tmp_path / "machine").glob("*.json"))) == 2
+    monkeypatch.setattr(machine, "abilities", lambda: "sse2")  # another chip under the same name
+    assert chosen(monkeypatch, tmp_path, [], {256: 0.5, 384: 0.5}) == ("32-true", "32-true")
 
 
 def test_the_generator_of_the_run_is_left_alone() -> None:

@@ -198,3 +198,11 @@ def test_ranks_with_different_configurations_stop(tmp_path: Path, monkeypatch: p
         state.on_fit_start(None, None)  # type: ignore[arg-type]
     monkeypatch.setattr("kd.last_state.gathered", lambda value: [value, "a"])
     state.on_fit_start(None, None)  # type: ignore[arg-type]
+
+
+def test_a_run_of_an_earlier_kd_is_refused(tmp_path: Path) -> None:
+    given = compose(["experiment=demo", f"paths.output={tmp_path}"])
+    earlier = OmegaConf.masked_copy(given, [str(key) for key in given if key not in ("cache", "compile")])
+    OmegaConf.save(earlier, tmp_path / "config.yaml", resolve=True)
+    with pytest.raises(UserError, match="begun by an earlier kd, which had no cache"):
+        stored(tmp_path, given, [])

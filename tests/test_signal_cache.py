@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import pickle
 import shutil
 import signal as signals_of_the_system
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commands import SMALL, TWO_RANKS, stopped, train
-from conftest import model
+from conftest import OWN, model
 
 from kd import signal_pass, teacher_scores
 from kd.batches import Draw
@@ -222,6 +223,89 @@ def test_what_float16_cannot_hold_is_kept_in_bfloat16(
         teacher.classifier.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="no finite numbers"):
         kept(teacher, data, tmp_path, replace(ON, dtype="float16"), ("logits",))
+
+
+@pytest.mark.parametrize("family", list(OWN))
+@pytest.mark.parametrize("pooling", [None, "attention"])
+@torch.no_grad()
+def test_a_bfloat16_pass_of_any_family_is_near_the_float32_one(
+    data: TextDataModule, tmp_path: Path, family: str, pooling: str | None
+) -> None:
+    """512 tokens: angles of positions that were rounded to 8 bits would be far off by then."""
+    window: dict[str, Any] = {"local_attention": 128} if family == "modernbert" else {}
+    head: dict[str, Any] = {"pooling": pooling} if pooling else {}
+    teacher = model(2, 64, model_type=family, max_position_embeddings=600, **window, **head).eval()
+    assert signal_pass.in_bfloat16(teacher).dtype == torch.bfloat16
+    assert teacher.dtype == torch.float32
+    ids = torch.randint(5, 500, (2, 512), generator=torch.Generator().manual_seed(0))
+    wanted = ("logits", "cls/2", "hidden/2", "query/2", "key/1")
+    one, two = (
+        Recorder(each, wanted)(input_ids=ids, attention_mask=torch.ones_like(ids))
+        for each in (teacher, signal_pass.in_bfloat16(teacher))
+    )
+    for signal in wanted:
+        bound = 0.012 if signal in ("query/2", "key/1") else 0.03
+        assert (two[signal].float() - one[signal]).norm() < bound * one[signal].norm(), signal
+
+
+def test_rows_with_as_many_units_as_there_are_rows_are_read_by_their_own(tmp_path: Path) -> None:
+    """One word a row on the mean, but not in each."""
+    lengths, units = np.array([3, 3, 3]), np.array([2, 0, 1])
+    np.save(file_of(tmp_path, "logits"), np.arange(6, dtype=np.float32).reshape(3, 2))
+    kept_here = KeptSignals(tmp_path, ["logits"], lengths, units, "float32")
+    assert kept_here.of([2])["logits"].tolist() == [[4, 5]]
+    assert kept_here.of([1, 0])["logits"].tolist() == [[0, 1], [2, 3]]
+
+
+def test_a_pass_that_nobody_can_go_on_with_is_not_left_on_the_disk(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, entries = model(2, 32), signal_pass.SignalPass.entries
+    asked: list[int] = []
+
+    def too_large(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
+        asked.append(len(rows))
+        if self.dtype == "float16" and len(rows) > 1:
+            raise signal_pass.TooLargeError("cls/1")
+        return entries(self, rows)
+
+    def killed(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
+        if len(rows) > 1:
+            raise KeyboardInterrupt
+        return entries(self, rows)
+
+    half, wanted = replace(ON, dtype="float16"), ("logits", "cls/1")
+    monkeypatch.setattr(signal_pass.SignalPass, "entries", too_large)
+    signals = kept(teacher, data, tmp_path, half, wanted)
+    assert signals is not None
+    assert signals.of([0])["logits"].dtype == torch.bfloat16
+    asked.clear()
+    kept(teacher, data, tmp_path, half, wanted)
+    assert not asked  # it is known that float16 does not do
+    monkeypatch.setattr(signal_pass.SignalPass, "entries", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept(teacher, data, tmp_path, wanted=wanted)
+    monkeypatch.setattr(signal_pass.SignalPass, "entries", entries)
+    assert len(list((tmp_path / "signals").glob(".*.work"))) == 1
+    kept(teacher, data, tmp_path, wanted=("logits", "hidden/1"))  # further runs have no use for what was begun
+    assert not list((tmp_path / "signals").glob(".*.work"))
+
+
+def test_a_disk_that_fills_up_is_named_and_given_back(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def full(_file: int, _start: int, count: int) -> None:
+        if taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(count)
+
+    monkeypatch.setattr("kd.signal_pass.os.posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device: .*logits\.npy"):
+        kept(model(2, 32), data, tmp_path, wanted=("logits", "cls/1"))
+    assert taken
+    assert not list((tmp_path / "signals").glob(".*.work"))
 
 
 def losses(run: Path) -> list[dict[str, float]]:

@@ -137,10 +137,12 @@ def test_when_to_fine_tune() -> None:
     assert not wanted("never", False, "pretrained")
 
 
+@pytest.mark.parametrize("otherwise", [False, True])
 def test_a_fine_tuning_that_was_stopped_goes_on(
     text: TextData, task: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], otherwise: bool,
 ) -> None:  # fmt: skip
+    """Or begins anew, where it was stopped with word embeddings that were updated in another way."""
     rows = TextDataModule(text, {"student": text.tokenizer}, tmp_path / "tokens", 8, 32, 64)
     how = settings()
     how.checkpoint_seconds = 0
@@ -163,8 +165,11 @@ def test_a_fine_tuning_that_was_stopped_goes_on(
         tuned(tmp_path / "stopped")
     assert not [path for path in (tmp_path / "stopped" / "teachers").glob("[!.]*") if path.is_dir()]
     monkeypatch.undo()
+    how.lazy_embeddings = otherwise
     resumed, alone = tuned(tmp_path / "stopped"), tuned(tmp_path / "alone")
-    assert "going on after 11 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "going on after 11 steps" in said
+    assert ("in another way; beginning anew" in said) == otherwise
     for name, tensor in alone.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     left = [path.name for path in (tmp_path / "stopped" / "teachers").iterdir() if path.is_dir()]

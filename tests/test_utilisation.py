@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from conftest import model
+from omegaconf import OmegaConf
 from test_lit_module import distil, settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd import step_profile, utilisation
+from kd import outcome, step_profile, utilisation
 from kd.datamodule import TextDataModule
 
 
@@ -70,7 +72,8 @@ def test_a_profile_names_every_part_and_leaves_a_trace(
         "data", "teacher", "student forward", "losses", "logging", "backward", "optimizer", "other",
     ]  # fmt: skip
     assert min(parts.values()) > 0
-    assert sum(parts.values()) == pytest.approx((profile.last - profile.first) / 6)
+    assert 0 < profile.validated < profile.last - profile.first  # after the eighth batch
+    assert sum(parts.values()) == pytest.approx((profile.last - profile.first - profile.validated) / 6)
     assert step_profile.described(parts).count("%") == 8
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     ranges = [event["name"] for event in events if event.get("cat") == "user_annotation"]
@@ -80,3 +83,17 @@ def test_a_profile_names_every_part_and_leaves_a_trace(
 def test_without_it_there_is_no_trace(data: TextDataModule, tmp_path: Path) -> None:
     distil(data, tmp_path, model(2, 32), model(2, 32, seed=1))
     assert not (tmp_path / "trace.json").exists()
+
+
+@pytest.mark.parametrize(("cached", "counted"), [(False, True), (True, False)])
+def test_a_teacher_counts_only_where_it_runs_in_the_steps(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool, counted: bool
+) -> None:
+    """It may be there for validation alone, with its signals of the training rows kept."""
+    teacher = model(2, 48, seed=1)
+    fitted = distil(data, tmp_path, model(2, 32), teacher, settings(2))
+    data.splits["train"].kept = cast(Any, object()) if cached else None
+    monkeypatch.setattr(outcome, "utilisation", lambda _, runs, *__: {"teacher": runs})
+    cfg = OmegaConf.create({"report": {"measure": True}, "trainer": {"precision": "32-true"}})
+    entries = cast(Any, [SimpleNamespace(model=one) for one in (teacher, fitted.module.student)])
+    assert outcome.used(cfg, data, fitted, entries)["utilisation"] == {"teacher": teacher if counted else None}

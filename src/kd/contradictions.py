@@ -64,6 +64,11 @@ def contradictions(cfg: DictConfig) -> list[str]:
         found.append(
             "data.batch_size=auto looks at one device, and this run has several, which must agree: give a number."
         )
+    if cfg.data.batch_size == "auto" and cfg.data.tokens_per_batch is not None:
+        found.append(
+            f"data.batch_size=auto finds how many rows fit, and data.tokens_per_batch={cfg.data.tokens_per_batch} "
+            "says how large batches are: leave one of them out."
+        )
     return found
 
 

@@ -167,6 +167,11 @@ class TextDataModule(L.LightningDataModule):
             rows.lengths, self.batch_size, self.seed, rank, ranks, accumulate, rows.units.counts, self.tokens_per_batch
         )  # fmt: skip
 
+    @property
+    def most_rows(self) -> int:
+        """Of a training batch of one device."""
+        return self.batch_size if self.tokens_per_batch is None else max(len(draw.rows) for draw in self.batches())
+
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         assert trainer is not None

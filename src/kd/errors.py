@@ -14,6 +14,10 @@ class OccupiedError(UserError):
     """A run directory belongs to another run; nothing may be written there."""
 
 
+class OtherStepsError(UserError):
+    """A saved training takes the steps of its word embeddings in another way than this one."""
+
+
 class Preempted(Exception):
     """A signal to stop arrived; the state after ``step`` steps is saved (0: none), and the process should end."""
 

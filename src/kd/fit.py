@@ -83,7 +83,7 @@ def optimizer_steps(trainer: L.Trainer, data: TextDataModule) -> int:
 
 def tokens_of_a_step(trainer: L.Trainer, data: TextDataModule) -> float:
     """The mean over optimizer steps, of all ranks."""
-    batches = len(data.batches(ranks=trainer.world_size))
+    batches = len(data.batches(ranks=trainer.world_size)) * data.parts
     return float(data.splits["train"].lengths.sum()) / math.ceil(batches / trainer.accumulate_grad_batches)
 
 

@@ -99,6 +99,7 @@ class KeptSignals:
         self.directory, self.signals, self.lengths, self.dtype = directory, list(signals), lengths, dtype
         self.counts = {signal: entries_of(signal, lengths, logits) for signal in self.signals}
         self.starts = {signal: np.cumsum([0, *count]) for signal, count in self.counts.items()}
+        self.single = {signal: bool((count == 1).all()) for signal, count in self.counts.items()}
         self.maps: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class KeptSignals:
         if signal not in self.maps:
             self.maps[signal] = np.load(file_of(self.directory, signal), mmap_mode="r")
         file, starts = self.maps[signal], self.starts[signal]
-        if not of_tokens(signal) and len(file) == len(starts) - 1:
+        if not of_tokens(signal) and self.single[signal]:
             return self.tensor(file[rows])  # one entry a row: all at once
         pieces = [file[starts[row] : starts[row + 1]] for row in rows]
         if not of_tokens(signal):

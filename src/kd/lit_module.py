@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from kd.errors import UserError
+from kd.errors import OtherStepsError
 from kd.gradients import GradientWatch
 from kd.kept_signals import completed
 from kd.lazy_rows import LazyAdamW, LazyRows
@@ -182,7 +182,7 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         lazy = "rows" in checkpoint["optimizer_states"][0]
         if lazy != self.lazy:
-            raise UserError(
+            raise OtherStepsError(
                 f"The run was saved with word embeddings updated {'when they are read' if lazy else 'at every step'}, "
                 "which this machine does not do with trainer.lazy_embeddings as it is: resume it where it ran."
             )

@@ -20,6 +20,15 @@ def processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+def abilities() -> str:
+    """What instructions the CPU has: virtual machines of different chips may have one name."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.lower().startswith(("flags", "features"))), ""
+    )
+
+
 def compiler() -> str | None:
     """The C++ compiler that torch would call."""
     return next(
@@ -29,7 +38,8 @@ def compiler() -> str | None:
 
 def once(cache: Path, what: str, measure: Callable[[], dict[str, float]], **circumstances: object) -> dict[str, float]:
     """What ``measure`` found under these ``circumstances`` when it was first asked on a machine of this kind."""
-    path = cache / "machine" / f"{what}-{content_key(processor=processor(), **circumstances)}.json"
+    key = content_key(processor=processor(), abilities=abilities(), **circumstances)
+    path = cache / "machine" / f"{what}-{key}.json"
     with locked(path):
         if path.is_file():
             found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))

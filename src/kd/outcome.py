@@ -22,7 +22,6 @@ from kd.export.directory import is_export, note_figures
 from kd.export.exporter import Exported, Exporter
 from kd.export_command import table as gate_table
 from kd.fit import Fitted
-from kd.lit_module import FrozenTeacher
 from kd.pair import Pair
 from kd.quantization import Converted
 from kd.quantized_file import in_stock_format
@@ -176,7 +175,8 @@ def used(cfg: DictConfig, rows: TextDataModule, fitted: Fitted, entries: list[re
     """How well the training used the machine, and where its time went, if that was asked for."""
     found: dict[str, Any] = {"utilisation": None, "profile": {}}
     if cfg.report.measure:
-        runs = entries[0].model if isinstance(fitted.module.teacher, FrozenTeacher) else None
+        asked = any(loss.teacher_signals for loss in fitted.module.terms.values())
+        runs = entries[0].model if asked and rows.splits["train"].kept is None else None
         mixed, device = cfg.trainer.precision != precision.FULL, fitted.trainer.strategy.root_device
         found["utilisation"] = utilisation(entries[1].model, runs, rows, fitted.clock, mixed, device)
     if isinstance(profile := fitted.trainer.profiler, StepProfile):  # type: ignore[attr-defined]

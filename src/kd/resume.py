@@ -78,6 +78,12 @@ def stored(directory: Path, given: DictConfig, named: list[str]) -> DictConfig:
     Raises UserError where a named setting differs from the run's and is not.
     """
     earlier = read_config(directory / "config.yaml")
+    absent = [str(key) for key in given if key not in earlier]
+    if absent:
+        raise UserError(
+            f"resume={directory}: that run was begun by an earlier kd, which had no {absent[0]} and trained in another "
+            "way. Go on with it under that version, or start a new run."
+        )
     wrong = []
     for key in FOUND:
         if plain(given, key) == "auto":

@@ -168,6 +168,8 @@ def teach(
         kept = kept_signals(entry.model, weights, rows, task, how, cfg.teacher.name, cache, signals)
         rows.splits["train"].kept = kept
         signals = [] if kept else signals
+    elif cfg.cache == "on":
+        print("Teacher signals: no loss compares any, so cache=on has nothing to keep.")
     return frozen if signals or asked else None
 
 

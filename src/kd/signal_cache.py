@@ -16,13 +16,14 @@ from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.kept_signals import KeptSignals, defect, file_of, stored_as
 from kd.signal_pass import SignalPass, TooLargeError
-from kd.store import content_key, locked
+from kd.store import content_key, locked, write_text
 from kd.tasks import Task
 from kd.units import RowUnits
 
-FORMAT = 1
+FORMAT = 2  # of the files and of how they are computed; part of their key
 SHARE_OF_DISK = 0.5  # of the free room, that cache=auto takes at most
 LEFT_FREE = 2**28  # bytes
+TOO_LARGE = "too-large.txt"  # names a signal with values that the stored type cannot hold
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class SignalCache:
         reason = self.refusal()
         if reason is None:
             with locked(self.directory, f"Teacher signals: waiting for another run that computes {self.directory}"):
+                self.raise_known(signals)
                 missing = self.missing(signals)
                 work = self.directory.with_name(f".{self.directory.name}.{content_key(signals=missing)}.work")
                 made = SignalPass(
@@ -81,7 +83,7 @@ class SignalCache:
                 if made and reason is None:
                     print(f"Teacher signals: {', '.join(missing)} of {len(self.rows)} rows, {size(made.bytes)}, "
                           f"are computed once and kept in {self.directory}")  # fmt: skip
-                    made.run(work)
+                    self.compute(made, work)
         if reason is not None:
             print(f"Teacher signals: computed in every step: {reason}.")
             return None
@@ -89,6 +91,28 @@ class SignalCache:
             print(f"Teacher signals: computed earlier, from {self.directory}")
         lengths, logits = self.rows.lengths_of("teacher"), self.rows.units.counts["logits"]
         return KeptSignals(self.directory, signals, lengths, logits, self.settings.dtype)
+
+    def compute(self, made: SignalPass, work: Path) -> None:
+        """Runs the pass and leaves nothing behind that takes room and that no run will go on with.
+
+        Raises TooLargeError, which the next run is told of before it computes anything.
+        """
+        try:
+            made.run(work)
+        except TooLargeError as error:
+            shutil.rmtree(work)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_text(self.directory / TOO_LARGE, str(error))
+            raise
+        names = {file_of(work, signal).name for signal in made.recorder.signals}
+        for other in work.parent.glob(f".{self.directory.name}.*.work"):  # begun for these signals and further ones
+            if names & {path.name for path in other.iterdir()}:
+                shutil.rmtree(other)
+
+    def raise_known(self, signals: Sequence[str]) -> None:
+        path = self.directory / TOO_LARGE
+        if path.is_file() and (signal := path.read_text(encoding="utf-8")) in signals:
+            raise TooLargeError(signal)
 
     def refusal(self) -> str | None:
         """Why they are not kept, whatever their size."""

@@ -47,12 +47,13 @@ class SignalPass:
         self, model: Any, signals: Sequence[str], rows: Rows, directory: Path, dtype: str, precision: str,
         device: torch.device,
     ) -> None:  # fmt: skip
-        model = copy.deepcopy(model).to(device, torch.bfloat16) if precision == "bf16-mixed" else model.to(device)
-        self.recorder = Recorder(model, signals)
+        model = in_bfloat16(model) if precision == "bf16-mixed" else model
+        self.recorder = Recorder(model.to(device), signals)
         self.rows, self.directory, self.dtype, self.device = rows, directory, dtype, device
         self.half = precision == "16-mixed"
         self.lengths, logits = rows.lengths_of("teacher"), rows.units.counts["logits"]
         self.counts = {signal: entries_of(signal, self.lengths, logits) for signal in self.recorder.signals}
+        self.starts = {signal: np.cumsum([0, *count]) for signal, count in self.counts.items()}
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -127,7 +128,11 @@ class SignalPass:
         if not begun:
             for signal, shape in shapes.items():
                 open_memmap(file_of(work, signal), "w+", STORED[self.dtype], shape)
-                allocate(file_of(work, signal))  # a full disk is met here, not as a signal that kills
+                try:
+                    allocate(file_of(work, signal))  # a full disk is met here, not as a signal that kills
+                except OSError:
+                    shutil.rmtree(work)  # or what was taken keeps the disk full
+                    raise
             open_memmap(path, "w+", np.uint8, (len(self.lengths),))
         return {signal: np.load(file_of(work, signal), mmap_mode="r+") for signal in shapes}, np.load(path, "r+")
 
@@ -138,13 +143,10 @@ class SignalPass:
             if len(files[signal]) == len(counts) and (counts == 1).all():
                 files[signal][rows] = values
                 continue
-            starts, place = self.starts(signal), 0
+            starts, place = self.starts[signal], 0
             for row in rows:
                 files[signal][starts[row] : starts[row + 1]] = values[place : place + counts[row]]
                 place += counts[row]
-
-    def starts(self, signal: str) -> Numbers:
-        return np.cumsum([0, *self.counts[signal]])
 
     def save(self, files: dict[str, Any], done: Any, pending: list[list[int]]) -> None:
         """First what was computed, then that it was."""
@@ -165,9 +167,21 @@ class SignalPass:
         shutil.rmtree(work)
 
 
+def in_bfloat16(model: Any) -> Any:
+    """A copy whose weights are bfloat16. Buffers stay: rounded angles of rotary positions are wrong by whole tokens."""
+    model = copy.deepcopy(model)
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
+    return model
+
+
 def allocate(path: Path) -> None:
     """Takes the room on the disk for all of a file. Raises OSError where there is none."""
     if not hasattr(os, "posix_fallocate"):  # macOS
         return
     with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            error.filename = str(path)
+            raise

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from lightning.pytorch.profilers import Profiler
 
+from kd.store import rank
+
 WARM_UP, STEPS, TRACED = 5, 40, 3
 NEXT = ".train_dataloader_next"  # the end of Lightning's name for what begins a batch
 NAMES = {  # the parts of a step, by how the names end
     NEXT: "data", "teacher": "teacher", "student": "student forward", "losses": "losses", "logging": "logging",
     ".backward": "backward", "DistillationModule.optimizer_step": "optimizer",
 }  # fmt: skip
+VALIDATION = "DistillationModule.on_validation_start", "DistillationModule.on_validation_end"
 OPTIMIZER = "optimizer"  # its step is what Lightning has around all but the data
 
 
@@ -33,6 +36,7 @@ class StepProfile(Profiler):
         self.ranges: dict[str, Any] = {}
         self.batch = 0
         self.first = self.last = 0.0
+        self.validating = self.validated = 0.0  # since when; and seconds in all, which are no part of a step
         self.trace: Any = None
 
     @property
@@ -42,6 +46,8 @@ class StepProfile(Profiler):
     def start(self, action_name: str) -> None:
         if action_name.endswith(NEXT):
             self.next_batch()
+        if self.timing and action_name.endswith(VALIDATION[0]):
+            self.validating = now()
         if self.trace is not None:
             self.ranges[action_name] = torch.profiler.record_function(action_name)
             self.ranges[action_name].__enter__()
@@ -51,6 +57,8 @@ class StepProfile(Profiler):
     def stop(self, action_name: str) -> None:
         if action_name in self.ranges:
             self.ranges.pop(action_name).__exit__(None, None, None)
+        if self.timing and action_name.endswith(VALIDATION[1]):
+            self.validated += now() - self.validating
         if action_name in self.begun:
             part, taken = str(part_of(action_name)), now() - self.begun.pop(action_name)
             self.seconds[part] += taken
@@ -78,7 +86,8 @@ class StepProfile(Profiler):
             opened.__exit__(None, None, None)
         self.ranges.clear()
         self.trace.__exit__(None, None, None)
-        self.trace.export_chrome_trace(str(self.directory / "trace.json"))
+        if rank() == 0:  # one file for all
+            self.trace.export_chrome_trace(str(self.directory / "trace.json"))
         self.trace = None
 
     def teardown(self, stage: str | None) -> None:
@@ -93,7 +102,7 @@ class StepProfile(Profiler):
         if count <= 0:
             return {}
         found = {name: seconds / count for name, seconds in self.seconds.items()}
-        found["other"] = max(0.0, (self.last - self.first) / count - sum(found.values()))
+        found["other"] = max(0.0, (self.last - self.first - self.validated) / count - sum(found.values()))
         return found
 
 

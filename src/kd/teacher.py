@@ -19,7 +19,7 @@ from torch import Tensor
 from kd.checkpoint import steps_done, steps_logged
 from kd.datamodule import TextDataModule
 from kd.encoding import tokenizer_key
-from kd.errors import UserError
+from kd.errors import OtherStepsError, UserError
 from kd.fit import FitSettings, Fitted, fit
 from kd.halving import parts_begun, within_memory
 from kd.losses import HardLabelLoss
@@ -115,15 +115,27 @@ def fine_tuned(
                 f"Fine-tuning the teacher {name}", loggers(steps_logged(work)), parts=parts,
             )  # fmt: skip
 
-        if settings.trainer["accelerator"] == "cpu":  # there the system ends a process without memory
-            fitted = once(parts_begun(work))
-        else:
-            fitted = within_memory(lambda parts: once(parts, copy.deepcopy(loaded.model)), work, tune.batch_size)
+        def trained() -> Fitted:
+            if settings.trainer["accelerator"] == "cpu":  # there the system ends a process without memory
+                return once(parts_begun(work))
+            return within_memory(lambda parts: once(parts, copy.deepcopy(loaded.model)), work, tune.batch_size)
+
+        fitted = begun_anew(trained, work)
         with new_directory(kept) as unfinished:
             keep(fitted, tokenizer, unfinished)
         shutil.rmtree(work)
         print(f"Teacher: fine-tuned in {fitted.seconds:.0f} s, kept in {kept}")
         return fitted.module.student.to("cpu").eval()
+
+
+def begun_anew(trained: Callable[[], Fitted], work: Path) -> Fitted:
+    """The training, from the start where another device or trainer.lazy_embeddings began it in another way."""
+    try:
+        return trained()
+    except OtherStepsError:
+        print("Teacher: the run that was stopped updated its word embeddings in another way; beginning anew.")
+        shutil.rmtree(work)
+        return trained()
 
 
 def steps_begun(work: Path, key: str) -> int:
