@@ -83,10 +83,10 @@ def test_attention_signals_are_what_transformers_attends_with(family: str) -> No
         seen = (real[:, None, None] & in_window(teacher, k, 10)).expand_as(probabilities[k - 1])
         rebuilt = signals[f"attention/{k}"].masked_fill(~seen, -1e9).softmax(-1)
         rows = real[:, None, :, None].expand_as(rebuilt)
-        torch.testing.assert_close(rebuilt[rows], probabilities[k - 1][rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(rebuilt[rows], probabilities[k - 1][rows], atol=2e-5, rtol=0)
         assert rebuilt[0].std() > 0.02  # of the row without padding: not the same for all keys
         attended = (probabilities[k - 1] @ signals[f"value/{k}"]).transpose(1, 2).flatten(2)
-        torch.testing.assert_close(attended[real], outputs[k][real], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(attended[real], outputs[k][real], atol=2e-5, rtol=1e-5)
         product = signals[f"query/{k}"] @ signals[f"key/{k}"].transpose(-1, -2) / 8**0.5
         torch.testing.assert_close(signals[f"attention/{k}"], product)
 
