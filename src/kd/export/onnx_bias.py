@@ -37,11 +37,10 @@ def correct(path: Path, source: Source, count: int | None) -> None:
 def subtract(path: Path, shift: np.ndarray[Any, Any]) -> None:
     """Takes ``shift`` ``[C]`` off the file's logits ``[..., C]``."""
     proto = onnx.load(path)
+    before, taken = (f"{OUTPUT}.{what}.{len(proto.graph.node)}" for what in ("shifted", "shift"))
     for node in proto.graph.node:
-        node.output[:] = [f"{OUTPUT}.shifted" if name == OUTPUT else name for name in node.output]
-        node.input[:] = [f"{OUTPUT}.shifted" if name == OUTPUT else name for name in node.input]
-    proto.graph.initializer.append(numpy_helper.from_array(shift, f"{OUTPUT}.shift"))
-    proto.graph.node.append(
-        helper.make_node("Sub", [f"{OUTPUT}.shifted", f"{OUTPUT}.shift"], [OUTPUT], f"{OUTPUT}.corrected")
-    )
+        node.output[:] = [before if name == OUTPUT else name for name in node.output]
+        node.input[:] = [before if name == OUTPUT else name for name in node.input]
+    proto.graph.initializer.append(numpy_helper.from_array(shift, taken))
+    proto.graph.node.append(helper.make_node("Sub", [before, taken], [OUTPUT], f"{taken}.off"))
     save(proto, path)
