@@ -318,12 +318,13 @@ def losses(run: Path) -> list[dict[str, float]]:
 def test_two_ranks_with_workers_learn_the_same_from_kept_signals_after_a_kill(tmp_path: Path) -> None:
     lines = [
         *SMALL, *TWO_RANKS, "method=feature", "quant=none", "report.measure=false", "logger=csv", "data.num_workers=2",
-        "trainer.log_every_n_steps=1", "cache_dtype=float32",
+        "trainer.log_every_n_steps=1",
     ]  # fmt: skip
     live = train(tmp_path, *lines, "cache=off", f"hydra.run.dir={tmp_path / 'live'}")
     assert live.returncode == 0, live.stderr
     assert "computed in every step: cache=off" in live.stdout
     begun = tmp_path / "cache" / "signals"
+    lines.append("cache_dtype=float32")
     stopped(
         tmp_path, *lines, f"hydra.run.dir={tmp_path / 'killed'}", cache=tmp_path / "cache",
         when=lambda: bool(list(begun.glob(".*.work/done.npy"))), signal_number=signals_of_the_system.SIGKILL,

@@ -38,6 +38,8 @@ def contradictions(cfg: DictConfig) -> list[str]:
         found.append(
             f"data.masked_lm is read with data.task=masked_lm, not with data.task={data.task or 'null'}: leave it out."
         )
+    if cfg.cache == "off" and cfg.cache_dtype != "float16":
+        found.append(f"cache_dtype={cfg.cache_dtype}: with cache=off nothing is kept. Leave one of them out.")
     if data.task == "masked_lm" and cfg.cache == "on":
         found.append(
             "cache=on: data.task=masked_lm hides other words in every epoch, so the teacher has to be asked every "

@@ -68,8 +68,11 @@ def checksum(path: Path) -> int:
     return found
 
 
-def defect(directory: Path, signal: str) -> str | None:
-    """What is wrong with a stored signal, in words; an empty text: it is not there; None: it is whole."""
+def defect(directory: Path, signal: str, read: bool = True) -> str | None:
+    """What is wrong with a stored signal, in words; an empty text: it is not there; None: it is whole.
+
+    Without ``read``, by its size alone: one rank of a job reads it for all.
+    """
     path = file_of(directory, signal)
     about = path.with_suffix(".json")
     if not about.is_file() or not path.is_file():
@@ -81,7 +84,11 @@ def defect(directory: Path, signal: str) -> str | None:
         return f"{about} cannot be read"
     if path.stat().st_size != right[0]:
         return f"{path} has {path.stat().st_size} bytes instead of {right[0]}"
-    return None if checksum(path) == right[1] else f"{path} does not have the checksum that it was written with"
+    return (
+        None
+        if not read or checksum(path) == right[1]
+        else f"{path} does not have the checksum that it was written with"
+    )
 
 
 class KeptSignals:

@@ -167,7 +167,9 @@ def teach(
         how = CacheSettings(cfg.cache, cfg.cache_dtype, lower, device, settings.passes(rows))
         kept = kept_signals(entry.model, weights, rows, task, how, cfg.teacher.name, cache, signals)
         rows.splits["train"].kept = kept
-        signals = [] if kept else signals
+        if kept:
+            entry.model.to("cpu")  # the device is the student's now
+            frozen, signals = FrozenTeacher(entry.model, tuple(asked)), []
     elif cfg.cache == "on":
         print("Teacher signals: no loss compares any, so cache=on has nothing to keep.")
     return frozen if signals or asked else None

@@ -16,7 +16,7 @@ from kd.encoding import tokenizer_key
 from kd.errors import UserError
 from kd.kept_signals import KeptSignals, defect, file_of, stored_as
 from kd.signal_pass import SignalPass, TooLargeError
-from kd.store import content_key, locked, write_text
+from kd.store import content_key, locked, rank, write_text
 from kd.tasks import Task
 from kd.units import RowUnits
 
@@ -129,7 +129,7 @@ class SignalCache:
         """Those that are not there; a broken file is named and deleted."""
         found = []
         for signal in signals:
-            wrong = defect(self.directory, signal)
+            wrong = defect(self.directory, signal, read=rank() == 0)
             if wrong:
                 print(f"Teacher signals: {wrong}: it is computed anew.")
                 file_of(self.directory, signal).unlink(missing_ok=True)
