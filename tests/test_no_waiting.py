@@ -19,6 +19,7 @@ READS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__")
 
 KNOWN = (
     "masking_utils.py",  # transformers asks, once in each forward pass, whether any token is padding
+    'norm.device.type == "cpu" and',  # asked on a CPU alone, where nothing is waited for
     "in pad",  # of the data, on the CPU before they go to the accelerator
 )
 
