@@ -14,6 +14,7 @@ from kd.layer_map import patient_pairs
 from kd.losses import PatientLoss, SoftTargetLoss
 from kd.tasks import Classification
 from speed import measure, objective, prepare
+from speed.clock import Clock
 from speed.table import ratio, rotated
 from speed.work import Work, load
 
@@ -83,3 +84,19 @@ def test_the_others_minimize_what_kd_minimizes() -> None:
     assert isinstance(maps, nn.ModuleList)
     expected = 0.5 * 0.7 + means[0] + 0.5 * means[1]
     assert float(objective.loss(made, student, teacher, maps)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_that_calls_its_base_class_is_one_step() -> None:
+    class Derived(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    parameter = torch.nn.Parameter(torch.ones(2))
+    torch.optim.AdamW([parameter])  # from here on torch watches the base class's step, too
+    optimizer, clock = Derived([parameter]), Clock()
+    for _ in range(3):
+        parameter.grad = torch.ones(2)
+        optimizer.step()
+    for hook in clock.hooks:  # they are the whole process's
+        hook.remove()
+    assert len(clock.ticks) == 3

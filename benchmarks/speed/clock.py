@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
 class Enough(Exception):
@@ -22,13 +22,20 @@ class Clock:
         self.begin = time.perf_counter()
         self.ticks: list[float] = []
         self.watchers: list[Callable[[int], None]] = []
-        register_optimizer_step_post_hook(self.tick)
+        self.depth = 0  # torch tells of a step once more where one optimizer's step calls that of its base class
+        self.hooks = [register_optimizer_step_pre_hook(self.enter), register_optimizer_step_post_hook(self.tick)]
 
     def start(self) -> None:
         """Called when the training begins: models and rows are loaded."""
         self.begin = time.perf_counter()
 
+    def enter(self, *_: Any) -> None:
+        self.depth += 1
+
     def tick(self, *_: Any) -> None:
+        self.depth -= 1
+        if self.depth:
+            return
         self.ticks.append(time.perf_counter())
         for watch in self.watchers:
             watch(len(self.ticks))
