@@ -92,6 +92,24 @@ def test_shuffled_batches_read_what_the_teacher_would_say(
             torch.testing.assert_close(ours, theirs, rtol=error, atol=bound)
 
 
+@pytest.mark.parametrize("threads", [1, 3, 40])
+def test_threads_with_a_batch_each_make_the_same(
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(signal_pass, "TOKENS", {"cpu": 100})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = found(model(2, 32), data, tmp_path / "alone").of(list(range(64)))
+        torch.set_num_threads(threads)
+        together = found(model(2, 32), data, tmp_path / "together").of(list(range(64)))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for signal, tensor in alone.items():
+        torch.testing.assert_close(together[signal], tensor, rtol=2e-6, atol=2e-6)
+
+
 def test_batches_carry_them_in_workers_too_and_no_teacher_input(data: TextDataModule, tmp_path: Path) -> None:
     teacher, rows = model(2, 32), data.splits["train"]
     signals = found(teacher, data, tmp_path)
@@ -113,9 +131,9 @@ def test_a_second_run_asks_nothing_and_another_content_does(
     asked: list[int] = []
     entries = signal_pass.SignalPass.entries
 
-    def counted(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
+    def counted(self: signal_pass.SignalPass, rows: list[int], of: Recorder) -> dict[str, torch.Tensor]:
         asked.extend(rows)
-        return entries(self, rows)
+        return entries(self, rows, of)
 
     monkeypatch.setattr(signal_pass.SignalPass, "entries", counted)
     kept(teacher, data, tmp_path, wanted=("logits", "attention/2"))
@@ -157,29 +175,22 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(
     teacher = model(2, 32)
     whole = found(teacher, data, tmp_path / "whole").of(list(range(64)))
     monkeypatch.setattr(signal_pass, "TOKENS", {"cpu": 100})
-    entries, asked = signal_pass.SignalPass.entries, list[int]()
+    write, written = signal_pass.SignalPass.write, list[int]()
 
-    def killed(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
-        if len(asked) > 30:
+    def counted(self: signal_pass.SignalPass, files: Any, rows: list[int], made: dict[str, torch.Tensor]) -> None:
+        if 30 < len(written) < 100:
+            written.extend([0] * 100)  # once
             raise KeyboardInterrupt
-        asked.extend(rows)
-        return entries(self, rows)
-
-    monkeypatch.setattr(signal_pass.SignalPass, "entries", killed)
-    with pytest.raises(KeyboardInterrupt):
-        found(teacher, data, tmp_path / "part")
-    before = len(asked)
-    monkeypatch.setattr(signal_pass.SignalPass, "entries", entries)
-    plan: list[int] = []
-    write = signal_pass.SignalPass.write
-
-    def counted(self: signal_pass.SignalPass, files: dict[str, Any], rows: list[int]) -> None:
-        plan.extend(rows)
-        write(self, files, rows)
+        written.extend(rows)
+        write(self, files, rows, made)
 
     monkeypatch.setattr(signal_pass.SignalPass, "write", counted)
+    with pytest.raises(KeyboardInterrupt):
+        found(teacher, data, tmp_path / "part")
+    before = len(written) - 100
     resumed = found(teacher, data, tmp_path / "part")
-    assert 0 < len(plan) <= 64 - (before - 3)  # all but what was done; up to three were asks about shapes
+    assert 30 < before < 64
+    assert len(written) == 164  # each row once
     for signal, tensor in resumed.of(list(range(64))).items():
         torch.testing.assert_close(tensor, whole[signal], rtol=2e-6, atol=2e-6)
     assert not list((tmp_path / "part" / "signals").glob(".*.work"))
@@ -263,16 +274,16 @@ def test_a_pass_that_nobody_can_go_on_with_is_not_left_on_the_disk(
     teacher, entries = model(2, 32), signal_pass.SignalPass.entries
     asked: list[int] = []
 
-    def too_large(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
+    def too_large(self: signal_pass.SignalPass, rows: list[int], of: Recorder) -> dict[str, torch.Tensor]:
         asked.append(len(rows))
         if self.dtype == "float16" and len(rows) > 1:
             raise signal_pass.TooLargeError("cls/1")
-        return entries(self, rows)
+        return entries(self, rows, of)
 
-    def killed(self: signal_pass.SignalPass, rows: list[int]) -> dict[str, torch.Tensor]:
+    def killed(self: signal_pass.SignalPass, rows: list[int], of: Recorder) -> dict[str, torch.Tensor]:
         if len(rows) > 1:
             raise KeyboardInterrupt
-        return entries(self, rows)
+        return entries(self, rows, of)
 
     half, wanted = replace(ON, dtype="float16"), ("logits", "cls/1")
     monkeypatch.setattr(signal_pass.SignalPass, "entries", too_large)

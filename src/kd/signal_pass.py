@@ -8,8 +8,11 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,8 @@ from kd.signals import Recorder
 from kd.store import rank, write_text
 
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}  # of one forward pass
+WORKERS = 16  # threads with a batch each; more threads than that share batches
+AHEAD = 2  # batches for each of them that wait to be written
 SAVED_SECONDS = 5.0  # what a kill may cost
 
 
@@ -49,6 +54,7 @@ class SignalPass:
     ) -> None:  # fmt: skip
         model = in_bfloat16(model) if precision == "bf16-mixed" else model
         self.recorder = Recorder(model.to(device), signals)
+        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
         self.rows, self.directory, self.dtype, self.device = rows, directory, dtype, device
         self.half = precision == "16-mixed"
         self.lengths, logits = rows.lengths_of("teacher"), rows.units.counts["logits"]
@@ -59,7 +65,7 @@ class SignalPass:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of each file, found by asking the teacher about the shortest row that is asked about at all."""
         asked = np.where(self.rows.units.counts["logits"] > 0, self.lengths, self.lengths.max() + 1)
-        found = self.entries([int(np.argmin(asked))])
+        found = self.entries([int(np.argmin(asked))], self.recorder)
         return {s: (int(self.counts[s].sum()), *entries.shape[1:]) for s, entries in found.items()}
 
     @property
@@ -68,7 +74,7 @@ class SignalPass:
         return sum(size * int(np.prod(shape)) for shape in self.shapes.values())
 
     @torch.no_grad()
-    def entries(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def entries(self, rows: Sequence[int], recorder: Recorder) -> dict[str, Tensor]:
         """Of some rows, the entries of one after those of the other, on the CPU, in the stored type.
 
         Raises TooLargeError where that cannot hold them.
@@ -76,7 +82,7 @@ class SignalPass:
         batch = self.rows[Draw(rows, {})]["teacher"]
         inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.half):
-            found = self.recorder(**inputs)
+            found = recorder(**inputs)
         real, made = inputs["attention_mask"].bool(), {}
         for signal, tensor in found.items():
             if signal.partition("/")[0] in HEADS_FIRST:
@@ -98,6 +104,39 @@ class SignalPass:
             yield order[start : start + size].tolist()
             start += size
 
+    def computed(self, batches: Iterator[list[int]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """What the teacher makes of each batch, in their order.
+
+        The threads of a CPU work on batches of their own: two of them on one are at most 1.2 times as fast as one.
+        """
+        workers = min(self.threads, WORKERS)
+        if workers == 1:
+            yield from ((rows, self.entries(rows, self.recorder)) for rows in batches)
+            return
+        free: SimpleQueue[Recorder] = SimpleQueue()
+        for _ in range(workers):
+            free.put(Recorder(with_the_same_weights(self.recorder.model), self.recorder.signals))
+
+        def work(rows: list[int]) -> tuple[list[int], dict[str, Tensor]]:
+            recorder = free.get()
+            try:
+                return rows, self.entries(rows, recorder)
+            finally:
+                free.put(recorder)
+
+        pool = ThreadPoolExecutor(workers, "teacher", torch.set_num_threads, (self.threads // workers,))
+        ahead: deque[Future[tuple[list[int], dict[str, Tensor]]]] = deque()
+        try:
+            for rows in batches:
+                ahead.append(pool.submit(work, rows))
+                if len(ahead) > AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)  # what it says is the last that any thread set
+
     def run(self, work: Path) -> None:
         """Computes what is missing in ``work`` and moves the whole files to their directory."""
         work.mkdir(parents=True, exist_ok=True)
@@ -109,8 +148,8 @@ class SignalPass:
         pending: list[list[int]] = []
         saved = time.monotonic()
         try:
-            for rows in self.batches(done):
-                self.write(files, rows)
+            for rows, made in self.computed(self.batches(done)):
+                self.write(files, rows, made)
                 pending.append(rows)
                 bar.update(len(rows))
                 if time.monotonic() - saved > SAVED_SECONDS:
@@ -136,8 +175,8 @@ class SignalPass:
             open_memmap(path, "w+", np.uint8, (len(self.lengths),))
         return {signal: np.load(file_of(work, signal), mmap_mode="r+") for signal in shapes}, np.load(path, "r+")
 
-    def write(self, files: dict[str, Any], rows: list[int]) -> None:
-        for signal, entries in self.entries(rows).items():
+    def write(self, files: dict[str, Any], rows: list[int], made: dict[str, Tensor]) -> None:
+        for signal, entries in made.items():
             counts = self.counts[signal]
             values = (entries.view(torch.uint16) if self.dtype == "bfloat16" else entries).numpy()
             if len(files[signal]) == len(counts) and (counts == 1).all():
@@ -165,6 +204,11 @@ class SignalPass:
             path.replace(file_of(self.directory, signal))
             write_text(file_of(self.directory, signal).with_suffix(".json"), json.dumps(about))
         shutil.rmtree(work)
+
+
+def with_the_same_weights(model: Any) -> Any:
+    """A copy for another thread: a Recorder's hooks are on modules. Weights and buffers are shared."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def in_bfloat16(model: Any) -> Any:
