@@ -6,6 +6,8 @@ is exact. Elsewhere the same module is torch's.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -18,15 +20,27 @@ LEVELS = 2**16
 LOWEST = -(2**63)
 
 
+def drawn(shape: Sequence[int], dropped: int, dtype: torch.dtype) -> Tensor:
+    """A mask of 0 and 1 / (1 - p), from torch's generator; p is ``dropped`` of LEVELS."""
+    count = math.prod(shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(LOWEST, None)
+    bits = words.view(torch.int16)[:count].view(shape)
+    mask = (bits >= dropped - LEVELS // 2).view(torch.int8).to(dtype)
+    return mask.mul_(LEVELS / (LEVELS - dropped))
+
+
+def kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor | None:
+    """The mask of a dropout with the probability ``p``, below 1; None where nothing is dropped."""
+    dropped = round(p * LEVELS)
+    return drawn(shape, dropped, dtype) if dropped else None
+
+
 class DropByBits(torch.autograd.Function):
-    """``x`` times a mask of 0 and 1 / (1 - p), drawn from torch's generator; p is ``dropped`` of LEVELS."""
+    """``x`` times what ``drawn`` gives."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(LOWEST, None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        mask = (bits >= dropped - LEVELS // 2).view(torch.int8).to(x.dtype)
-        mask *= LEVELS / (LEVELS - dropped)
+        mask = drawn(x.shape, dropped, x.dtype)
         ctx.save_for_backward(mask)
         return x * mask
 

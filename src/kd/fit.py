@@ -19,6 +19,7 @@ from kd.compilation import CompiledLayers
 from kd.compilation import decide as compiles_layers
 from kd.datamodule import TextDataModule
 from kd.fast_dropout import TrainsWithFastDropout
+from kd.fused_layers import TrainsFusedLayers
 from kd.gradients import GradientWatch
 from kd.last_state import LastState
 from kd.lazy_embeddings import decide as updates_when_read
@@ -168,8 +169,7 @@ def fit(
     if last.is_file():
         check(last, key, trainer.world_size)
     compiles, why = compiles_layers(settings.compile, trainer.strategy.root_device, steps)
-    if compiles:
-        trainer.callbacks.insert(0, CompiledLayers())  # type: ignore[attr-defined]
+    trainer.callbacks.insert(0, CompiledLayers() if compiles else TrainsFusedLayers())  # type: ignore[attr-defined]
     if trainer.is_global_zero and settings.compile != "off":
         print(f"Compile: {'on' if compiles else 'off'}; {why}")
     with state.listening(), no_rank_left_behind(trainer):
