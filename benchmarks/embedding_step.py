@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/embedding_step.py [--student bert_mini] [--rows 32] [--length 14] [--steps 100]
 
-A student with random weights under bf16 autocast, tokens drawn as often as words are (the n-th 1 / n of the first). The
-same batches go to three copies in turn: dense AdamW, rows updated when they are read, and frozen embeddings.
+A student with random weights under bf16 autocast, its layers and dropout as kd trains them on a CPU, tokens drawn as
+often as words are (the n-th 1 / n of the first). The same batches go to three copies in turn: dense AdamW, rows updated
+when they are read, and frozen embeddings.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch import Tensor  # noqa: E402
 from kd import models  # noqa: E402
 from kd.architecture import container  # noqa: E402
 from kd.command_line import compose  # noqa: E402
+from kd.fast_dropout import draw_bits  # noqa: E402
+from kd.fused_layers import fuse  # noqa: E402
 from kd.lazy_rows import LazyAdamW, LazyRows  # noqa: E402
 from kd.tasks import Classification  # noqa: E402
 
@@ -36,6 +39,8 @@ class Training:
     def __init__(self, kind: str, shape: dict[str, Any]) -> None:
         torch.manual_seed(0)
         self.model = models.random_model(shape, Classification(["negative", "positive"])).train()
+        draw_bits(self.model)
+        fuse(self.model)
         embedding = self.model.get_input_embeddings()
         embedding.weight.requires_grad_(kind != "frozen")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]

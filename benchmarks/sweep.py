@@ -44,16 +44,18 @@ def main() -> None:
         temperatures = "method.soft.temperature=" + ",".join(str(t) for t in range(1, RUNS + 1))
         fast = kd_options.fastest()
         for i in range(arguments.rounds):
-            trainer = measure.peer(work, "hf_trainer", {}, arguments.part_steps)
+            before = measure.peer(work, "hf_trainer", {}, arguments.part_steps)
             jobs = measure.jobs(measure.kd_run(work, [*fast, temperatures], sweep=True))
             assert [len(ticks) for _, ticks in jobs] == [work.steps] * RUNS
+            after = measure.peer(work, "hf_trainer", {}, arguments.part_steps)
+            trainer = (before.seconds + after.seconds) / 2
             each = [ticks[-1] - begin for begin, ticks in jobs]
             print(
-                f"round {i + 1}: Trainer {trainer.seconds:.1f} s; kd's runs {[round(s, 1) for s in each]} s", flush=True
+                f"round {i + 1}: Trainer {before.seconds:.1f} s before and {after.seconds:.1f} s after; "
+                f"kd's runs {[round(s, 1) for s in each]} s",
+                flush=True,
             )
-            for name, value in zip(
-                seconds, (RUNS * trainer.seconds, sum(each), jobs[-1][1][-1] - jobs[0][0]), strict=True
-            ):
+            for name, value in zip(seconds, (RUNS * trainer, sum(each), jobs[-1][1][-1] - jobs[0][0]), strict=True):
                 seconds[name].append(value)
         trainers = seconds["Trainer, ten times"]
         rows = [[n, ", ".join(f"{v:.1f}" for v in own), str(ratio(trainers, own))] for n, own in seconds.items()]

@@ -27,6 +27,8 @@ import torch  # noqa: E402
 from kd import models  # noqa: E402
 from kd.architecture import container  # noqa: E402
 from kd.command_line import compose  # noqa: E402
+from kd.fast_dropout import draw_bits  # noqa: E402
+from kd.fused_layers import fuse  # noqa: E402
 from kd.tasks import Classification  # noqa: E402
 from kd.utilisation import BACKWARD, matmul_peak, shapes_of, work_of  # noqa: E402
 
@@ -76,6 +78,10 @@ def measured(name: str, tokens: int, length: int, mixed: bool, rounds: int) -> d
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = container(compose([f"student={name}"]).student.architecture)
     model = models.random_model(shape, Classification(["negative", "positive"])).to(device).train()
+    if device.type == "cpu":  # as kd trains it
+        draw_bits(model)
+        if mixed:
+            fuse(model)
     rows = tokens // length
     inputs = {
         "input_ids": torch.randint(1000, shape["vocab_size"], (rows, length), device=device),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kd import fused_layers
 from kd.datamodule import TextDataModule
 from kd.fit import fit
-from kd.fused_layers import FusedLayer, TrainsFusedLayers, parts_of
+from kd.fused_layers import FusedLayer, fuse, parts_of
 from kd.losses import HardLabelLoss
 from kd.models import encoder_layers, recompute_activations
 from kd.signals import Recorder
@@ -27,24 +27,6 @@ from kd.tasks import Classification
 
 FAMILIES = ["bert", "roberta", "electra", "distilbert"]
 NAMES = {"distilbert": ("attention_dropout", "dropout")}
-
-
-class Trainer:
-    """All of one that on_train_start reads."""
-
-    precision = "bf16-mixed"
-
-
-class Student(L.LightningModule):
-    def __init__(self, student: Any) -> None:
-        super().__init__()
-        self.student = student
-
-
-def fused(student: Any) -> TrainsFusedLayers:
-    callback = TrainsFusedLayers()
-    callback.on_train_start(Trainer(), Student(student))  # type: ignore[arg-type]
-    return callback
 
 
 def student_of(family: str, attention: float = 0.0, hidden: float = 0.0) -> Any:
@@ -97,7 +79,7 @@ def test_it_is_no_further_from_float32_than_autocast(
     student.set_attn_implementation(attention)
     exact, plain = numbers(student, mask, autocast=False), numbers(student, mask)
     assert not steps
-    fused(student)
+    fuse(student)
     ours = numbers(student, mask)
     assert len(steps) == 2
     assert ours[0].dtype == plain[0].dtype == torch.float32
@@ -140,7 +122,7 @@ def test_with_the_same_masks_dropout_is_that_of_the_layer(family: str, monkeypat
         patched.setattr(nn.functional, "dropout", lambda y, *_, **__: y * next(given).view(y.shape))
         expected = passed()
     assert next(given, None) is None
-    fused(student)
+    fuse(student)
     monkeypatch.setattr(fused_layers, "masks", lambda *_: drawn)
     found = passed()
     for ours, theirs in zip(found, expected, strict=True):
@@ -164,7 +146,7 @@ def test_masks_have_the_rate_of_each_dropout() -> None:
 def test_a_row_of_padding_alone_is_no_nan() -> None:
     student, mask = student_of("bert"), torch.ones(2, 5, dtype=torch.long)
     mask[0] = 0
-    fused(student)
+    fuse(student)
     _, gradients = numbers(student, mask)
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
 
@@ -174,7 +156,7 @@ def test_it_steps_aside(family: str, steps: list[int]) -> None:
     """Where parts of a layer are recorded, models are scored, or nothing is cast; then all is as it was, bit by bit."""
     student = student_of(family)
     plain = copy.deepcopy(student)
-    fused(student)
+    fuse(student)
     ids = torch.randint(5, 500, (3, 8))
 
     def both(signals: list[str], autocast: bool) -> None:
@@ -209,7 +191,7 @@ def test_layers_that_it_does_not_know_are_left() -> None:
         if change == "all":
             layer.output.dropout.p = 1.0
         assert parts_of(layer, student.config) is None
-        fused(student)
+        fuse(student)
         assert not isinstance(layer, FusedLayer)
 
 
@@ -220,7 +202,7 @@ def test_recomputed_activations_and_a_second_look_are_the_same(family: str) -> N
         student = student_of(family, 0.1, 0.1)
         if again:
             recompute_activations(student)
-        fused(student)
+        fuse(student)
         torch.manual_seed(3)
         ids = torch.arange(5, 45).view(2, 20)
         with torch.autocast("cpu", torch.bfloat16):

@@ -303,7 +303,7 @@ def test_a_pass_that_nobody_can_go_on_with_is_not_left_on_the_disk(
 
 
 def test_a_disk_that_fills_up_is_named_and_given_back(
-    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken: list[int] = []
 
@@ -316,6 +316,9 @@ def test_a_disk_that_fills_up_is_named_and_given_back(
     with pytest.raises(OSError, match=r"No space left on device: .*logits\.npy"):
         kept(model(2, 32), data, tmp_path, wanted=("logits", "cls/1"))
     assert taken
+    assert not list((tmp_path / "signals").glob(".*.work"))
+    assert kept(model(2, 32), data, tmp_path, replace(ON, when="auto"), wanted=("logits", "cls/1")) is None
+    assert "was filled while they were written" in capsys.readouterr().out
     assert not list((tmp_path / "signals").glob(".*.work"))
 
 

@@ -44,14 +44,14 @@ def test_the_report_of_a_training(data: TextDataModule, tmp_path: Path, monkeypa
     clock.seconds = 7 * 0.5  # of the 7 batches after the warm-up
     lengths = data.splits["train"].lengths
     work = [utilisation.work_of(one).forward(lengths, len(lengths)) for one in (student, teacher)]
-    found: dict[str, Any] = utilisation.utilisation(student, teacher, data, clock, False, torch.device("cpu")) or {}
+    found: dict[str, Any] = utilisation.utilisation(student, teacher, data, clock, "32-true", torch.device("cpu")) or {}
     assert found["flops_per_batch"] == pytest.approx((3 * work[0] + work[1]) / 8)  # 64 rows in batches of 8
     assert found["share"] == pytest.approx(found["flops_per_batch"] / 0.5 / 1e9)
-    alone: dict[str, Any] = utilisation.utilisation(student, None, data, clock, False, torch.device("cpu")) or {}
+    alone: dict[str, Any] = utilisation.utilisation(student, None, data, clock, "32-true", torch.device("cpu")) or {}
     assert alone["flops_per_batch"] == pytest.approx(3 * work[0] / 8)
     assert 0 < found["padding"] < 0.5
     clock.batches = utilisation.WARM_UP
-    assert utilisation.utilisation(student, None, data, clock, False, torch.device("cpu")) is None
+    assert utilisation.utilisation(student, None, data, clock, "32-true", torch.device("cpu")) is None
 
 
 def test_the_peak_is_that_of_a_product() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +28,8 @@ class Measured:
 
     ``seconds``: from the start of the training (for kd: of the teacher's pass, if there is one) to the last step.
     ``step``: of one optimizer step, the mean over those that count. ``before``: from the start to the first step's end.
+    ``later``: of kd, of one step in the epochs after the first, what lies between epochs left out: on few rows the first
+    epoch meets new lengths all the time, for which the library prepares kernels.
     ``wall``: of the whole process, with imports and all; of one that was measured on a part, with ``seconds`` for it.
     """
 
@@ -39,6 +42,7 @@ class Measured:
     probe: dict[str, float] = field(default_factory=dict)
     epochs: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    later: float = 0.0
 
 
 def start(module: str, arguments: list[str], work: Work, log: Path, **environment: str) -> float:
@@ -144,7 +148,14 @@ def kd(work: Work, overrides: list[str], probe: bool = True) -> Measured:
     return Measured(
         ticks[-1] - begin, (ticks[-1] - ticks[0]) / max(1, steps - 1), ticks[0] - begin, found["wall"],
         found["megabytes"], steps, learned, validations(Path(found["run"])), notes(found),
+        later_step(ticks, steps // work.epochs),
     )  # fmt: skip
+
+
+def later_step(ticks: list[float], epoch: int) -> float:
+    """Mean seconds of a step within the epochs of so many steps after the first one; 0 where there are none."""
+    steps = [b - a for i, (a, b) in enumerate(itertools.pairwise(ticks), start=1) if i > epoch and i % epoch]
+    return sum(steps) / len(steps) if steps else 0.0
 
 
 def notes(found: dict[str, Any]) -> list[str]:

@@ -74,4 +74,4 @@ class Distillation:
             return fitted, callback.result if callback else None
 
         several = (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1)
-        return within_memory(once, output, self.rows.most_rows, several)
+        return within_memory(once, output, self.rows.most_rows, several, self.rows.tokens_per_batch)

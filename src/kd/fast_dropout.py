@@ -58,13 +58,18 @@ class FastDropout(nn.Dropout):
         return found
 
 
+def draw_bits(model: nn.Module) -> None:
+    """Every dropout of ``model`` is the fast one from now on."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = FastDropout
+
+
 class TrainsWithFastDropout(Callback):
     """The student's dropout is the fast one while it trains; what is made of it afterwards knows nothing of it."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for module in pl_module.modules():
-            if type(module) is nn.Dropout:
-                module.__class__ = FastDropout
+        draw_bits(pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for module in pl_module.modules():

@@ -102,13 +102,14 @@ class Step(torch.autograd.Function):
         mask0, mask1, mask2 = masks(
             ((rows * heads, length, length), (rows * length, wide), (rows * length, wide)), parts.dropouts
         )
-        x = x.view(-1, wide)
+        x = x.reshape(-1, wide)
         x16 = x.to(BF16)
         three = torch.addmm(b_in, x16, w_in.t()).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = three.reshape(3, rows * heads, length, -1)
         chances = probabilities(query, key, mask, heads)
-        dropped = chances if mask0 is None else chances * mask0
-        context = torch.bmm(dropped, value).view(rows, heads, length, -1).transpose(1, 2).reshape(x.shape)
+        context = (
+            torch.bmm(dropped(chances, mask0), value).view(rows, heads, length, -1).transpose(1, 2).reshape(x.shape)
+        )
         sum1 = x + through(torch.addmm(b_out, context, w_out.t()), mask1)
         middle, mean1, scale1 = torch.native_layer_norm(sum1, (wide,), g1, c1, parts.norms[0].eps)
         middle16 = middle.to(BF16)
@@ -117,7 +118,7 @@ class Step(torch.autograd.Function):
         sum2 = middle.add_(through(torch.addmm(b_down, active, w_down.t()), mask2))
         found, mean2, scale2 = torch.native_layer_norm(sum2, (wide,), g2, c2, parts.norms[1].eps)
         ctx.save_for_backward(
-            x16, query, key, value, chances, dropped, mask0, context, mask1, sum1, mean1, scale1, g1, c1, middle16, up,
+            x16, query, key, value, chances, mask0, context, mask1, sum1, mean1, scale1, g1, c1, middle16, up,
             active, mask2, sum2, mean2, scale2, g2, c2,
         )  # fmt: skip
         ctx.parts = parts
@@ -127,7 +128,7 @@ class Step(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (
-            x16, query, key, value, chances, dropped, mask0, context, mask1, sum1, mean1, scale1, g1, c1, middle16, up,
+            x16, query, key, value, chances, mask0, context, mask1, sum1, mean1, scale1, g1, c1, middle16, up,
             active, mask2, sum2, mean2, scale2, g2, c2,
         ) = ctx.saved_tensors  # fmt: skip
         (rows, length, wide), heads = gradients[0].shape, ctx.parts.heads
@@ -146,7 +147,7 @@ class Step(torch.autograd.Function):
         of_out = of_linear(out, context)
         seen = (out @ w_out).view(rows, length, heads, -1).transpose(1, 2).reshape(query.shape)
         three = query.new_empty(3, *query.shape)
-        torch.bmm(dropped.transpose(1, 2), seen, out=three[2])
+        torch.bmm(dropped(chances, mask0).transpose(1, 2), seen, out=three[2])
         chance = through(torch.bmm(seen, value.transpose(1, 2)), mask0)
         score = ops._softmax_backward_data(chance, chances, -1, BF16).mul_(query.shape[-1] ** -0.5)
         torch.bmm(score, key, out=three[0])
@@ -176,8 +177,12 @@ def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, heads: int) -
         if mask.dtype == torch.bool:
             of_heads.masked_fill_(~mask, torch.finfo(BF16).min)
         else:
-            of_heads.add_(mask)
+            of_heads.add_(mask.clamp(min=torch.finfo(BF16).min))
     return torch.softmax(scores, dim=-1)
+
+
+def dropped(states: Tensor, mask: Tensor | None) -> Tensor:
+    return states if mask is None else states * mask
 
 
 def through(states: Tensor, mask: Tensor | None) -> Tensor:
@@ -216,7 +221,21 @@ def parts_of(layer: nn.Module, config: Any) -> Parts | None:
     dropouts = [0.0 if name is None else float(layer.get_submodule(name).p) for name in layout.dropouts]  # type: ignore[arg-type]
     plain = all(type(m) is nn.Linear for m in linears) and all(type(m) is nn.LayerNorm for m in norms)
     gelu = isinstance(layer.get_submodule(layout.activation), GELUActivation)
-    return Parts(linears, norms, dropouts, config.num_attention_heads) if plain and gelu and max(dropouts) < 1 else None
+    known = plain and gelu and max(dropouts) < 0.999  # nearer to 1, no number of LEVELS says it
+    return Parts(linears, norms, dropouts, config.num_attention_heads) if known else None
+
+
+def fuse(student: Any) -> list[Any]:
+    """The layers of ``student`` that are fused from now on: those that Step computes."""
+    found = []
+    for layer in encoder_layers(student):
+        parts = parts_of(layer, student.config)
+        if parts is not None:
+            own = type(layer)
+            layer.__dict__["parts"] = parts
+            layer.__class__ = type(f"Fused{own.__name__}", (FusedLayer, own), {})
+            found.append(layer)
+    return found
 
 
 class TrainsFusedLayers(Callback):
@@ -226,16 +245,8 @@ class TrainsFusedLayers(Callback):
         self.layers: list[Any] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        student: Any = pl_module.student
-        if trainer.precision != "bf16-mixed" or pl_module.device.type != "cpu":
-            return
-        for layer in encoder_layers(student):
-            parts = parts_of(layer, student.config)
-            if parts is not None:
-                own = type(layer)
-                layer.__dict__["parts"] = parts
-                layer.__class__ = type(f"Fused{own.__name__}", (FusedLayer, own), {})
-                self.layers.append(layer)
+        if trainer.precision == "bf16-mixed" and pl_module.device.type == "cpu":
+            self.layers = fuse(pl_module.student)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         while self.layers:

@@ -1,4 +1,4 @@
-"""After an out-of-memory error: every batch in two halves, with the same rows, losses and steps as before."""
+"""After an out-of-memory error: every batch in two halves, with the same rows and steps as before."""
 
 from __future__ import annotations
 
@@ -67,11 +67,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def within_memory(train: Callable[[int], Result], directory: Path, rows: int, several_devices: bool = False) -> Result:
+def within_memory(
+    train: Callable[[int], Result], directory: Path, rows: int, several_devices: bool = False, tokens: int | None = None
+) -> Result:
     """What ``train(parts)`` gives; after an out-of-memory error it is called again with twice as many parts.
 
     It goes on from the state that was saved last in ``directory``, or begins anew. Raises UserError where a part is
-    one row already, and with several devices, whose other processes wait for the one that failed.
+    one row already, and with several devices, whose other processes wait for the one that failed. ``rows`` are those of
+    a batch, ``tokens`` the budget that made it.
     """
     parts = parts_begun(directory)
     while True:
@@ -81,23 +84,25 @@ def within_memory(train: Callable[[int], Result], directory: Path, rows: int, se
             if not is_out_of_memory(error):
                 raise
             what = str(error).splitlines()[0][:160]
-            check_halves(what, parts, rows, several_devices)
+            check_halves(what, parts, rows, several_devices, tokens)
         parts *= 2  # outside of the block, whose error keeps the tensors of the failed step
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         print(
             f"\nOut of memory ({what}). Going on with batches of {math.ceil(rows / parts)} instead of "
-            f"{math.ceil(2 * rows / parts)} rows, {parts} of them where there was one: same rows, losses and steps."
+            f"{math.ceil(2 * rows / parts)} rows, {parts} of them where there was one: same rows and steps "
+            "(losses that compare the rows of a batch see fewer at once)."
         )
 
 
-def check_halves(what: str, parts: int, rows: int, several_devices: bool) -> None:
+def check_halves(what: str, parts: int, rows: int, several_devices: bool, tokens: int | None) -> None:
     less = "student.gradient_checkpointing=true, a smaller data.max_length or a smaller student take less memory"
     if several_devices:
+        half = f"data.tokens_per_batch={tokens // 2}" if tokens else f"data.batch_size={max(1, rows // 2)}"
         raise UserError(
-            f"Out of memory ({what}). With several devices the batch is not halved by itself: set "
-            f"data.batch_size={max(1, rows // 2)} and twice the trainer.accumulate_grad_batches; {less}."
+            f"Out of memory ({what}). With several devices the batch is not halved by itself: set {half} and twice the "
+            f"trainer.accumulate_grad_batches; {less}."
         )
     if parts >= rows:
         raise UserError(f"Out of memory with one row at a time ({what}): {less}.")

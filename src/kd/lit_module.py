@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +103,8 @@ class DistillationModule(L.LightningModule):
         self.watch(means, batch_idx)
         total = torch.stack([self.weight(name) * mean for name, mean in means.items()]).sum()
         with part("logging"):
-            self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx)
+            own = 0 if math.isinf(batch["totals"]["examples"]) else 1  # rows that fill a part up (kd.halving) have none
+            self.note({name: (value.detach() * own, count * own) for name, (value, count) in found.items()}, batch_idx)
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 

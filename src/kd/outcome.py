@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 import kd
-from kd import artefact, heads, models, precision, report, step_profile
+from kd import artefact, heads, models, report, step_profile
 from kd.datamodule import TextDataModule
 from kd.errors import UserError
 from kd.export import Target
@@ -177,8 +177,8 @@ def used(cfg: DictConfig, rows: TextDataModule, fitted: Fitted, entries: list[re
     if cfg.report.measure:
         asked = any(loss.teacher_signals for loss in fitted.module.terms.values())
         runs = entries[0].model if asked and rows.splits["train"].kept is None else None
-        mixed, device = cfg.trainer.precision != precision.FULL, fitted.trainer.strategy.root_device
-        found["utilisation"] = utilisation(entries[1].model, runs, rows, fitted.clock, mixed, device)
+        student, device = entries[1].model, fitted.trainer.strategy.root_device
+        found["utilisation"] = utilisation(student, runs, rows, fitted.clock, str(cfg.trainer.precision), device)
     if isinstance(profile := fitted.trainer.profiler, StepProfile):  # type: ignore[attr-defined]
         found["profile"] = profile.parts()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ class SignalCache:
                 if made and reason is None:
                     print(f"Teacher signals: {', '.join(missing)} of {len(self.rows)} rows, {size(made.bytes)}, "
                           f"are computed once and kept in {self.directory}")  # fmt: skip
-                    self.compute(made, work)
+                    reason = self.compute(made, work)
         if reason is not None:
             print(f"Teacher signals: computed in every step: {reason}.")
             return None
@@ -92,13 +93,18 @@ class SignalCache:
         lengths, logits = self.rows.lengths_of("teacher"), self.rows.units.counts["logits"]
         return KeptSignals(self.directory, signals, lengths, logits, self.settings.dtype)
 
-    def compute(self, made: SignalPass, work: Path) -> None:
+    def compute(self, made: SignalPass, work: Path) -> str | None:
         """Runs the pass and leaves nothing behind that takes room and that no run will go on with.
 
+        Returns what stopped it where the disk was filled since it was asked, and a run with ``when=auto`` does without.
         Raises TooLargeError, which the next run is told of before it computes anything.
         """
         try:
             made.run(work)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or self.settings.when != "auto":
+                raise
+            return f"the disk of {self.directory.parent} was filled while they were written"
         except TooLargeError as error:
             shutil.rmtree(work)
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -108,6 +114,7 @@ class SignalCache:
         for other in work.parent.glob(f".{self.directory.name}.*.work"):  # begun for these signals and further ones
             if names & {path.name for path in other.iterdir()}:
                 shutil.rmtree(other)
+        return None
 
     def raise_known(self, signals: Sequence[str]) -> None:
         path = self.directory / TOO_LARGE
@@ -157,7 +164,7 @@ def kept_signals(
     wanted: Sequence[str],
 ) -> KeptSignals | None:  # fmt: skip
     """As ``SignalCache.kept``; values too large for float16 are kept in bfloat16, which is said."""
-    for dtype in dict.fromkeys((settings.dtype, "bfloat16")):
+    for dtype in ("float16", "bfloat16") if settings.dtype == "float16" else (settings.dtype,):
         try:
             own = replace(settings, dtype=dtype)
             return SignalCache(model, weights, data, task, own, name, cache).kept(wanted)

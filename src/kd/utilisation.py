@@ -23,6 +23,7 @@ from kd.datamodule import TextDataModule
 
 WARM_UP = 5  # batches
 SECONDS = 1.0  # of measuring matrix products
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BACKWARD = 2  # times the forward pass: the gradient of the weights and that of the states
 
 
@@ -110,7 +111,7 @@ def matmul_peak(
 
 
 def utilisation(
-    student: Any, teacher: Any | None, rows: TextDataModule, clock: StepClock, mixed: bool, device: torch.device
+    student: Any, teacher: Any | None, rows: TextDataModule, clock: StepClock, precision: str, device: torch.device
 ) -> dict[str, Any] | None:
     """For the report; ``teacher`` only if it ran in every step. None for a training too short to be timed."""
     if clock.batch_seconds is None:
@@ -118,14 +119,16 @@ def utilisation(
     train, draws = rows.splits["train"], [draw.rows for draw in rows.batches()]
     answers, lengths = train.units.counts["labels"], train.lengths
     real = padded = 0.0
-    works = [(work_of(student), 1 + BACKWARD)] + ([(work_of(teacher), 1)] if teacher is not None else [])
+    works = [(work_of(student), 1 + BACKWARD, lengths)]
+    if teacher is not None:
+        works.append((work_of(teacher), 1, train.lengths_of("teacher")))
     for drawn in draws:
-        own = lengths[drawn]
-        for work, times in works:
+        for work, times, read in works:
+            own = read[drawn]
             real += times * work.forward(own, answers[drawn].sum())
             padded += times * work.forward(own * 0 + own.max(), answers[drawn].sum())
     tokens = round(float(sum(lengths[drawn].max() * len(drawn) for drawn in draws)) / len(draws) / rows.parts)
-    dtype = torch.bfloat16 if mixed else torch.float32
+    dtype = DTYPES.get(precision, torch.float32)
     peak = matmul_peak(shapes_of(student), tokens, dtype, device)
     batch = real / len(draws) / rows.parts
     share = batch / clock.batch_seconds / peak
