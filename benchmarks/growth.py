@@ -49,7 +49,7 @@ def figures(work: Work, steps: int, overrides: list[str]) -> Figures:
 def write_texts_of(length: int, directory: Path, rows: int) -> None:
     """Rows whose texts have at least ``length`` tokens, to be cut there."""
     table = pq.read_table(prepare.store() / "data/sst2/train.parquet", columns=["text", "label"])
-    words = " ".join(table["text"][:20_000].to_pylist()).split()
+    words = " ".join(table["text"][: rows * length // 4].to_pylist()).split()  # of some ten words each
     texts = [" ".join(words[i * length : (i + 1) * length]) for i in range(rows)]
     made = pa.table({"text": texts, "label": [i % 2 for i in range(rows)]})
     for split, count in (("train", rows), ("validation", 64)):

@@ -3,9 +3,9 @@
     KD_STORE=../shared/store python benchmarks/large.py
 
 What is measured: the Trainer's step (teacher and student together) and, of a whole run of kd on few rows, the teacher's
-pass and the student's step in the epochs after the first (what lies between epochs left out), all per row. What is computed, openly: a training of three epochs on SST-2's rows, and ten
-of them over one teacher. kd's pass is all that comes before the first step, opening the files included: on few rows
-that makes it look slower than it is on many.
+pass and the student's step in the epochs after the first (what lies between epochs left out), all per row. What is
+computed, openly: a training of three epochs on SST-2's rows, and ten of them over one teacher. kd's pass is all that
+comes before the first step, opening the files included: on few rows that makes it look slower than it is on many.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Measured:
 
     ``seconds``: from the start of the training (for kd: of the teacher's pass, if there is one) to the last step.
     ``step``: of one optimizer step, the mean over those that count. ``before``: from the start to the first step's end.
-    ``later``: of kd, of one step in the epochs after the first, what lies between epochs left out: on few rows the first
+    ``later``: of kd, of a step in the epochs after the first, what lies between epochs left out: on few rows the first
     epoch meets new lengths all the time, for which the library prepares kernels.
     ``wall``: of the whole process, with imports and all; of one that was measured on a part, with ``seconds`` for it.
     """
