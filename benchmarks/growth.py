@@ -80,6 +80,8 @@ def draw(found: dict[str, dict[int, Figures]], file: Path) -> None:
             low = min(each[names[0]] for each in sizes.values())
             axis.plot([first, last], [low, low * last / first], "--", color="0.7", label="as its size")
             axis.set(xscale="log", yscale="log", xlabel=what)
+            axis.set_xticks(list(sizes), [f"{size:,}" for size in sizes], minor=False)
+            axis.set_xticks([], minor=True)
             axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
