@@ -103,8 +103,8 @@ class DistillationModule(L.LightningModule):
         self.watch(means, batch_idx)
         total = torch.stack([self.weight(name) * mean for name, mean in means.items()]).sum()
         with part("logging"):
-            own = 0 if math.isinf(batch["totals"]["examples"]) else 1  # rows that fill a part up (kd.halving) have none
-            self.note({name: (value.detach() * own, count * own) for name, (value, count) in found.items()}, batch_idx)
+            weightless = math.isinf(batch["totals"]["examples"])  # a row that fills a part up (kd.halving)
+            self.note({name: (value.detach(), count) for name, (value, count) in found.items()}, batch_idx, weightless)
         # Lightning averages over accumulated batches and ranks; the totals above already divide by all of them
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
@@ -129,7 +129,7 @@ class DistillationModule(L.LightningModule):
             print(f"\n{warning}")
         self.log_dict({f"train/gradient/{n}": self.weight(n) * norm for n, norm in self.gradients.norms.items()})
 
-    def note(self, found: dict[str, tuple[Tensor, Tensor]], batch_idx: int) -> None:
+    def note(self, found: dict[str, tuple[Tensor, Tensor]], batch_idx: int, weightless: bool) -> None:
         """Remembers, on the device, the first step at which a term was not finite; logs means over the global batch.
 
         With accumulation the last of a step's batches logs what the step is about, over those before it.
@@ -140,6 +140,8 @@ class DistillationModule(L.LightningModule):
         if not self.logs_this_step():
             return
         sums = torch.stack([torch.stack(pair) for pair in found.values()])
+        if weightless:
+            sums = torch.zeros_like(sums)
         if batch_idx % self.trainer.accumulate_grad_batches:
             sums = sums + self.sums
         self.sums = sums.clone()

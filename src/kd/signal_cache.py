@@ -104,6 +104,7 @@ class SignalCache:
         except OSError as error:
             if error.errno != errno.ENOSPC or self.settings.when != "auto":
                 raise
+            shutil.rmtree(work, ignore_errors=True)
             return f"the disk of {self.directory.parent} was filled while they were written"
         except TooLargeError as error:
             shutil.rmtree(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -9,7 +10,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -104,7 +105,7 @@ class SignalPass:
             yield order[start : start + size].tolist()
             start += size
 
-    def computed(self, batches: Iterator[list[int]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    def computed(self, batches: Iterator[list[int]]) -> Generator[tuple[list[int], dict[str, Tensor]], None, None]:
         """What the teacher makes of each batch, in their order.
 
         The threads of a CPU work on batches of their own: two of them on one are at most 1.2 times as fast as one.
@@ -148,13 +149,14 @@ class SignalPass:
         pending: list[list[int]] = []
         saved = time.monotonic()
         try:
-            for rows, made in self.computed(self.batches(done)):
-                self.write(files, rows, made)
-                pending.append(rows)
-                bar.update(len(rows))
-                if time.monotonic() - saved > SAVED_SECONDS:
-                    self.save(files, done, pending)
-                    saved = time.monotonic()
+            with contextlib.closing(self.computed(self.batches(done))) as batches:  # its threads end with an error, too
+                for rows, made in batches:
+                    self.write(files, rows, made)
+                    pending.append(rows)
+                    bar.update(len(rows))
+                    if time.monotonic() - saved > SAVED_SECONDS:
+                        self.save(files, done, pending)
+                        saved = time.monotonic()
         finally:
             self.save(files, done, pending)
             bar.close()
