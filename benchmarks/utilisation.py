@@ -74,13 +74,13 @@ def where_time_goes(step: Callable[[], None], steps: int = 3) -> dict[str, float
     return {name: own / whole for name, own in sorted(found.items(), key=lambda item: -item[1])}
 
 
-def measured(name: str, tokens: int, length: int, mixed: bool, rounds: int) -> dict[str, Any]:
+def measured(name: str, tokens: int, length: int, mixed: bool, rounds: int, fused: bool) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = container(compose([f"student={name}"]).student.architecture)
     model = models.random_model(shape, Classification(["negative", "positive"])).to(device).train()
     if device.type == "cpu":  # as kd trains it
         draw_bits(model)
-        if mixed:
+        if mixed and fused:
             fuse(model)
     rows = tokens // length
     inputs = {
@@ -111,11 +111,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--unfused", action="store_true", help="layers as transformers has them")
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
     found = []
     for name in arguments.students:
-        one = measured(name, arguments.tokens, arguments.length, not arguments.float32, arguments.rounds)
+        mixed, fused = not arguments.float32, not arguments.unfused
+        one = measured(name, arguments.tokens, arguments.length, mixed, arguments.rounds, fused)
         found.append(one)
         print(
             f"{name}, {one['rows']} x {one['length']} tokens, {one['dtype']}, {torch.get_num_threads()} threads: "
