@@ -1,4 +1,4 @@
-"""Dropout for the CPU that draws 16 random bits for each number instead of one float: half the time of torch's own.
+"""Dropout for the CPU that draws 16 random bits for each number instead of one float: a fraction of torch's own time.
 
 What is dropped has the probability p to the nearest 1/65536, and what is kept is scaled by just that, so that the mean
 is exact. Elsewhere the same module is torch's.
@@ -11,22 +11,31 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 LEVELS = 2**16
-LOWEST = -(2**63)
 
 
 def drawn(shape: Sequence[int], dropped: int, dtype: torch.dtype) -> Tensor:
-    """A mask of 0 and 1 / (1 - p), from torch's generator; p is ``dropped`` of LEVELS."""
+    """A mask of 0 and 1 / (1 - p); p is ``dropped`` of LEVELS, 1 at least.
+
+    Torch's generator gives a seed, with which numpy draws the bits: torch takes more than twice as long for them.
+    """
     count = math.prod(shape)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(LOWEST, None)
-    bits = words.view(torch.int16)[:count].view(shape)
-    mask = (bits >= dropped - LEVELS // 2).view(torch.int8).to(dtype)
-    return mask.mul_(LEVELS / (LEVELS - dropped))
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    words = np.random.SFC64(seed).random_raw((count + 3) // 4)
+    bits = torch.from_numpy(words.view(np.int16))[:count].view(shape)
+    # 0 and 1, by arithmetic on 16 bits: a comparison and the cast of what it gives take five times as long
+    last = dropped - LEVELS // 2 - 1  # of the numbers that mean dropped
+    ones = bits.clamp_(last, last + 1).sub_(last)
+    scale = torch.tensor(LEVELS / (LEVELS - dropped), dtype=dtype)
+    if dtype.itemsize == 2:
+        return ones.mul_(scale.view(torch.int16)).view(dtype)
+    return ones.to(dtype).mul_(scale)
 
 
 def kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor | None:

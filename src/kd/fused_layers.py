@@ -25,6 +25,7 @@ from kd.fast_dropout import kept
 from kd.models import encoder_layers
 
 BF16 = torch.bfloat16
+SHORT = 32  # tokens
 NORM_GRADIENTS = [True, True, True]  # of states, weight and bias
 ops = torch.ops.aten
 
@@ -149,7 +150,7 @@ class Step(torch.autograd.Function):
         three = query.new_empty(3, *query.shape)
         torch.bmm(dropped(chances, mask0).transpose(1, 2), seen, out=three[2])
         chance = through(torch.bmm(seen, value.transpose(1, 2)), mask0)
-        score = ops._softmax_backward_data(chance, chances, -1, BF16).mul_(query.shape[-1] ** -0.5)
+        score = softmax_backward(chance, chances).mul_(query.shape[-1] ** -0.5)
         torch.bmm(score, key, out=three[0])
         torch.bmm(score.transpose(1, 2), query, out=three[1])
         into = three.view(3, rows, heads, length, -1).permute(1, 3, 0, 2, 4).reshape(-1, 3 * wide)
@@ -178,7 +179,24 @@ def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, heads: int) -
             of_heads.masked_fill_(~mask, torch.finfo(BF16).min)
         else:
             of_heads.add_(mask.clamp(min=torch.finfo(BF16).min))
-    return torch.softmax(scores, dim=-1)
+    return softmax(scores)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension. Where that is short, torch's own computes mostly on empty lanes."""
+    if scores.shape[-1] > SHORT:
+        return torch.softmax(scores, dim=-1)
+    found = scores.float()
+    found.sub_(found.amax(-1, keepdim=True)).exp_()
+    return found.div_(found.sum(-1, keepdim=True)).to(BF16)
+
+
+def softmax_backward(gradient: Tensor, chances: Tensor) -> Tensor:
+    if chances.shape[-1] > SHORT:
+        return ops._softmax_backward_data(gradient, chances, -1, BF16)
+    exact = chances.float()
+    found = gradient * exact
+    return found.addcmul_(exact, found.sum(-1, keepdim=True), value=-1).to(BF16)
 
 
 def dropped(states: Tensor, mask: Tensor | None) -> Tensor:

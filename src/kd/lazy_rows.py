@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 LONGEST = 1024  # steps that a row can be behind
-CHUNK = 4096  # rows that are brought up to date together
+CHUNK = 1024  # rows that are brought up to date together: more at once do not stay in a cache
 SPREAD = 1e-2  # of e against sqrt(v) + e, from which on the sum is computed term by term: its cube is left out
 NEGLIGIBLE = 1e-12  # (b1 / sqrt(b2))^j, of terms that are left out there
 DECAY, SUM, FIRST, SECOND = range(4)  # rows of ``sums``
@@ -47,6 +47,7 @@ class LazyRows:
         self.mean = torch.zeros_like(self.table, requires_grad=False)
         self.square = torch.zeros_like(self.table, requires_grad=False)
         self.stands = torch.zeros(len(self.table), dtype=torch.long)
+        self.moved = torch.zeros(len(self.table), dtype=torch.bool)  # rows that had a gradient; others only decay
         self.step = self.start = 0  # done; and when all rows were last up to date
         self.sums = torch.zeros(4, LONGEST + 1, dtype=torch.float64)  # at a - start
         self.sums[DECAY] = 1.0
@@ -76,8 +77,11 @@ class LazyRows:
         """All rows up to date."""
         if self.start == self.step:
             return
-        for rows in torch.split(torch.arange(len(self.table)), CHUNK):
+        for rows in torch.split(self.moved.nonzero()[:, 0], CHUNK):
             self.catch_up(rows)
+        fall = 1 - self.sums[DECAY].index_select(0, self.stands - self.start)  # 0 of those that are up to date
+        self.table.addcmul_(self.table, fall.float()[:, None], value=-1)
+        self.stands.fill_(self.step)
         self.start = self.step
         self.sums.zero_()[DECAY] = 1.0
 
@@ -146,6 +150,7 @@ class LazyRows:
             self.flush()
         rows, values = gradient.indices()[0], gradient.values()
         self.catch_up(rows)  # those that only other ranks have read
+        self.moved[rows] = True
         self.note(rate)
         unbiased = 1 - self.beta1**self.step, math.sqrt(1 - self.beta2**self.step)
         weight, mean, square = (whole.index_select(0, rows) for whole in (self.table, self.mean, self.square))
@@ -180,6 +185,7 @@ class LazyRows:
         for name in ("mean", "square", "stands", "sums", "steps"):
             getattr(self, name).copy_(state[name])
         self.step, self.start = state["step"], state["start"]
+        self.moved = self.mean.any(1) | self.square.any(1)
 
 
 class LazyAdamW(torch.optim.AdamW):
