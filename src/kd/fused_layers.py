@@ -28,6 +28,7 @@ BF16 = torch.bfloat16
 SHORT = 32  # tokens
 NORM_GRADIENTS = [True, True, True]  # of states, weight and bias
 ops = torch.ops.aten
+ADDS_BIAS_WITHIN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile calls; some builds have none
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,18 @@ class Step(torch.autograd.Function):
         )
         x = x.reshape(-1, wide)
         x16 = x.to(BF16)
-        three = torch.addmm(b_in, x16, w_in.t()).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        three = linear(x16, w_in, b_in).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = three.reshape(3, rows * heads, length, -1)
         chances = probabilities(query, key, mask, heads)
         context = (
             torch.bmm(dropped(chances, mask0), value).view(rows, heads, length, -1).transpose(1, 2).reshape(x.shape)
         )
-        sum1 = x + through(torch.addmm(b_out, context, w_out.t()), mask1)
+        sum1 = x + through(linear(context, w_out, b_out), mask1)
         middle, mean1, scale1 = torch.native_layer_norm(sum1, (wide,), g1, c1, parts.norms[0].eps)
         middle16 = middle.to(BF16)
-        up = torch.addmm(b_up, middle16, w_up.t())
+        up = linear(middle16, w_up, b_up)
         active = F.gelu(up)
-        sum2 = middle.add_(through(torch.addmm(b_down, active, w_down.t()), mask2))
+        sum2 = middle.add_(through(linear(active, w_down, b_down), mask2))
         found, mean2, scale2 = torch.native_layer_norm(sum2, (wide,), g2, c2, parts.norms[1].eps)
         ctx.save_for_backward(
             x16, query, key, value, chances, mask0, context, mask1, sum1, mean1, scale1, g1, c1, middle16, up,
@@ -182,6 +183,14 @@ def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, heads: int) -
     return softmax(scores)
 
 
+def linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Of ``[N, in]``. torch.addmm writes the bias to every row first, which takes a fifth of the time."""
+    if ADDS_BIAS_WITHIN:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+        return found
+    return torch.addmm(bias, states, weight.t())
+
+
 def softmax(scores: Tensor) -> Tensor:
     """Over the last dimension. Where that is short, torch's own computes mostly on empty lanes."""
     if scores.shape[-1] > SHORT:
@@ -193,7 +202,8 @@ def softmax(scores: Tensor) -> Tensor:
 
 def softmax_backward(gradient: Tensor, chances: Tensor) -> Tensor:
     if chances.shape[-1] > SHORT:
-        return ops._softmax_backward_data(gradient, chances, -1, BF16)
+        whole: Tensor = ops._softmax_backward_data(gradient, chances, -1, BF16)
+        return whole
     exact = chances.float()
     found = gradient * exact
     return found.addcmul_(exact, found.sum(-1, keepdim=True), value=-1).to(BF16)
