@@ -141,6 +141,10 @@ def main() -> None:
     parser.add_argument("--scores", action="store_true", help="validation scores over seeds instead of speed")
     parser.add_argument("--seeds", type=int, default=3, help="for --scores")
     parser.add_argument(
+        "--student", default="bert_mini", choices=["bert_mini", prepare.LAYERS],
+        help="bert_mini from random weights, or three layers of the teacher, which learn from few rows",
+    )  # fmt: skip
+    parser.add_argument(
         "--teacher", type=Path, help="for --scores: fine-tuned; default: kd fine-tunes MiniLM on the rows"
     )
     parser.add_argument("--out", type=Path, default=Path("peers.json"))
@@ -149,15 +153,18 @@ def main() -> None:
     check_installed()
     silence_transformers()
     fine_tuned = arguments.scores and arguments.teacher is None
-    with prepare.workplace("minilm_l6", "bert_mini", arguments.rows, None if arguments.scores else 64) as directory:
+    with prepare.workplace(
+        "minilm_l6", arguments.student, arguments.rows, None if arguments.scores else 64
+    ) as directory:
         if arguments.scores:
             teacher = prepare.fine_tune_teacher(directory) if fine_tuned else arguments.teacher
             shutil.rmtree(directory / "teacher")
             (directory / "teacher").symlink_to(teacher.resolve())
+            shutil.rmtree(directory / "student-0")  # it may be the other teacher's
         more = {"lr": arguments.lr} if arguments.lr else {}
         works = [
             prepare.make_work(
-                directory, method, "minilm_l6", "bert_mini", arguments.rows, epochs=arguments.epochs,
+                directory, method, "minilm_l6", arguments.student, arguments.rows, epochs=arguments.epochs,
                 threads=arguments.threads, max_length=arguments.max_length, **more,
             )
             for method in arguments.methods

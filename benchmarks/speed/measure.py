@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speed.prepare import data_overrides
+from speed.prepare import LAYERS, data_overrides
 from speed.work import Work
 
 HERE = Path(__file__).parents[1]
@@ -102,9 +102,10 @@ def peer(
 
 def kd_overrides(work: Work, overrides: list[str]) -> list[str]:
     """The work as a command line."""
+    weights = "teacher" if work.student == LAYERS else work.student_directory
     settings = {
         "teacher": work.teacher, "teacher.weights": work.path("teacher"), "teacher.gate": "false",
-        "student": work.student, "student.weights": work.student_directory, "method": work.method,
+        "student": work.student, "student.weights": weights, "method": work.method,
         "optimizer.lr": work.lr, "data.batch_size": work.batch, "data.max_length": work.max_length,
         "seed": work.seed, "trainer": "cpu", "trainer.max_epochs": work.epochs, "logger": "csv",
         "report.measure": "false",

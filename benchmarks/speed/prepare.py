@@ -21,6 +21,7 @@ from speed.work import Work
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["negative", "positive"]
+LAYERS = "layers"  # the student that is made of the teacher
 
 
 def store() -> Path:
@@ -72,17 +73,24 @@ def tokenizer() -> Any:
 
 
 def write_student(directory: Path, name: str, seed: int) -> None:
-    """Random weights, the same for every program."""
+    """Random weights, or layers of the teacher; the same for every program."""
     import torch
 
     from kd import models
+    from kd.from_teacher import student_of_layers
     from kd.tasks import Classification
 
-    target = directory / f"student-{seed}"
-    if not target.is_dir():
-        torch.manual_seed(seed)
-        models.random_model(architecture("student", name), Classification(LABELS), tokenizer()).save_pretrained(target)
-        tokenizer().save_pretrained(target)
+    target, task = directory / f"student-{seed}", Classification(LABELS)
+    if target.is_dir():
+        return
+    torch.manual_seed(seed)
+    if name == LAYERS:
+        own = compose([f"student={LAYERS}"]).student
+        student = student_of_layers(models.load_model(directory / "teacher", task).model, own.keep, own.num_layers)
+    else:
+        student = models.random_model(architecture("student", name), task, tokenizer())
+    student.save_pretrained(target)
+    tokenizer().save_pretrained(target)
 
 
 def fine_tune_teacher(directory: Path) -> Path:
@@ -124,7 +132,8 @@ def make_work(directory: Path, method: str, teacher: str, student: str, rows: in
     """The work with every other figure from kd's configuration."""
     cfg = compose([f"method={method}", f"student={student}", f"teacher={teacher}"])
     terms = container(cfg.method)
-    layers = (architecture(role, cfg[role].name)["num_hidden_layers"] for role in ("student", "teacher"))
+    of_teacher, own = (architecture(role, cfg[role].name) for role in ("teacher", "student"))
+    layers = cfg.student.get("num_layers") or own["num_hidden_layers"], of_teacher["num_hidden_layers"]
     pairs = tuple(patient_pairs(terms["patient"]["layers"], *layers)) if "patient" in terms else ()
     given: dict[str, Any] = {
         "epochs": cfg.trainer.max_epochs, "batch": cfg.data.batch_size, "max_length": cfg.data.max_length, "seed": 0,
