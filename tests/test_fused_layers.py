@@ -15,12 +15,16 @@ from conftest import model
 from lightning.pytorch.callbacks import Callback
 from test_lit_module import settings
 from torch import Tensor, nn
+from transformers import AutoModelForTokenClassification
 
 from kd import fused_layers
+from kd.architecture import POOLINGS
 from kd.datamodule import TextDataModule
 from kd.fit import fit
-from kd.fused_layers import FusedLayer, fuse, parts_of
-from kd.losses import HardLabelLoss
+from kd.fused_layers import FusedLayer, TrainsFusedLayers, fuse, parts_of, reads_first_alone
+from kd.heads import pooled_class
+from kd.lit_module import FrozenTeacher
+from kd.losses import HardLabelLoss, HiddenLoss
 from kd.models import encoder_layers, recompute_activations
 from kd.signals import Recorder
 from kd.tasks import Classification
@@ -39,14 +43,17 @@ def student_of(family: str, attention: float = 0.0, hidden: float = 0.0) -> Any:
     return student.train()
 
 
-def numbers(student: Any, mask: Tensor, autocast: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-    """The last states at real tokens, and gradients of all weights."""
+def numbers(
+    student: Any, mask: Tensor, autocast: bool = True, signal: str = "hidden/2"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The last states at real tokens, or of [CLS], and gradients of all weights."""
     torch.manual_seed(2)
     ids = torch.randint(5, 500, mask.shape)
     student.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = Recorder(student, ["hidden/2", "logits"])(input_ids=ids, attention_mask=mask)
-    states = found["hidden/2"].float()[mask.bool()]
+        found = Recorder(student, [signal, "logits"])(input_ids=ids, attention_mask=mask)
+    states = found[signal].float()
+    states = states if signal == "cls/2" else states[mask.bool()]
     loss = (states @ torch.linspace(-1, 1, states.shape[1])).square().mean() + found["logits"].float().sum()
     loss.backward()  # type: ignore[no-untyped-call]
     return states.detach(), {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
@@ -95,11 +102,41 @@ def test_it_is_no_further_from_float32_than_autocast(
         assert error(ours[1][name], right) < 1.5 * error(plain[1][name], right) + 2e-4 * size, name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("mask", [PADDED, torch.ones(4, 9, dtype=torch.long)], ids=["padded", "whole"])
+def test_a_last_layer_of_the_first_token_gives_the_same(
+    family: str, attention: str, mask: Tensor, steps: list[int]
+) -> None:
+    """To bfloat16's rounding, and no further from float32 than the whole layer."""
+    student = student_of(family)
+    student.set_attn_implementation(attention)
+    exact = numbers(student, mask, False, "cls/2")
+    other = copy.deepcopy(student)
+    fuse(student)
+    fuse(other, first_alone=True)
+    whole, alone = numbers(student, mask, True, "cls/2"), numbers(other, mask, True, "cls/2")
+    assert len(steps) == 4
+    assert float((alone[0] - whole[0]).norm()) < 0.01 * float(whole[0].norm())
+    assert alone[1].keys() == whole[1].keys() == exact[1].keys()
+    size = math.sqrt(sum(float(g.square().sum()) for g in exact[1].values()))
+    errors = [
+        math.sqrt(sum(float((found[1][name] - right).square().sum()) for name, right in exact[1].items()))
+        for found in (whole, alone)
+    ]
+    assert errors[1] < 1.25 * errors[0] + 1e-3 * size
+    for name, right in whole[1].items():
+        assert float((alone[1][name] - right).norm()) < 0.02 * float(right.norm()) + 2e-4 * size, name
+
+
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_with_the_same_masks_dropout_is_that_of_the_layer(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first_alone", [False, True])
+def test_with_the_same_masks_dropout_is_that_of_the_layer(
+    family: str, first_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student = student_of(family, 0.3, 0.2)
     student.set_attn_implementation("eager")
-    layer, x = encoder_layers(student)[0], torch.randn(3, 7, 64)
+    layer, x = encoder_layers(student)[-1], torch.randn(3, 7, 64)
     parts = parts_of(layer, student.config)
     assert parts is not None
     torch.manual_seed(3)
@@ -113,6 +150,8 @@ def test_with_the_same_masks_dropout_is_that_of_the_layer(family: str, monkeypat
         student.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             out = layer(inputs, None)
+        assert out.shape[1] == (1 if first_alone and isinstance(layer, FusedLayer) else 7)
+        out = out[:, :1] if first_alone else out
         out.float().square().sum().backward()
         assert inputs.grad is not None
         return [out.detach().float(), inputs.grad, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
@@ -122,8 +161,9 @@ def test_with_the_same_masks_dropout_is_that_of_the_layer(family: str, monkeypat
         patched.setattr(nn.functional, "dropout", lambda y, *_, **__: y * next(given).view(y.shape))
         expected = passed()
     assert next(given, None) is None
-    fuse(student)
-    monkeypatch.setattr(fused_layers, "masks", lambda *_: drawn)
+    fuse(student, first_alone)
+    if first_alone:  # of the same masks, the first token's
+        drawn = [drawn[0][:, :1], *(mask if mask is None else mask.view(3, 7, 64)[:, 0] for mask in drawn[1:])]  # type: ignore[index]
     found = passed()
     for ours, theirs in zip(found, expected, strict=True):
         assert float((ours - theirs).norm()) < 0.02 * float(theirs.norm()) + 1e-2
@@ -193,6 +233,29 @@ def test_layers_that_it_does_not_know_are_left() -> None:
         assert parts_of(layer, student.config) is None
         fuse(student)
         assert not isinstance(layer, FusedLayer)
+
+
+def test_when_the_first_token_alone_is_read(data: TextDataModule, task: Classification, tmp_path: Path) -> None:
+    """By the head and by the losses; seen by a training in what its last layer gives out."""
+    cls = ["cls/1", "cls/2", "hidden/1", "embedding", "logits"]
+    for family in FAMILIES:
+        assert reads_first_alone(student_of(family), cls)
+        assert not reads_first_alone(student_of(family), ["hidden/2"])
+    for how in POOLINGS:
+        config = copy.deepcopy(model(2, 32).config)
+        config.kd_pooling = how
+        assert reads_first_alone(pooled_class("bert")(config), cls) == (how == "cls")
+    assert not reads_first_alone(AutoModelForTokenClassification.from_config(model(2, 32).config), ["logits"])
+    given: list[int] = []
+    for loss, expected in ((HardLabelLoss(1.0), True), (HiddenLoss(1.0, [[2, 2]]), False)):
+        student, teacher, settings_ = model(2, 32), model(2, 32, seed=1), settings(precision="bf16-mixed")
+        loss.setup(student.config, teacher.config, task)
+        encoder_layers(student)[-1].register_forward_hook(lambda module, _, out: given.append(out.shape[1]))
+        frozen, place = FrozenTeacher(teacher, loss.teacher_signals), tmp_path / str(expected)
+        fitted = fit(student, task, {"one": loss}, frozen, data, settings_, place, "key", "title")
+        [fused] = [each for each in fitted.trainer.callbacks if isinstance(each, TrainsFusedLayers)]  # type: ignore[attr-defined]
+        assert fused.first_alone == expected == (1 in given)
+        given.clear()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

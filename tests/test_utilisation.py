@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from test_lit_module import distil, settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd import outcome, step_profile, utilisation
+from kd import fused_layers, outcome, step_profile, utilisation
 from kd.datamodule import TextDataModule
 
 
@@ -31,6 +31,21 @@ def test_the_formula_counts_what_torch_counts(family: str) -> None:
         loss.backward()
     expected = forward.get_total_flops()
     assert utilisation.work_of(student).forward(np.full(6, 11), 6) == expected
+    assert backward.get_total_flops() == utilisation.BACKWARD * expected
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_it_counts_what_a_last_layer_of_the_first_token_computes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_layers, "ADDS_BIAS_WITHIN", False)  # the counter does not know that product
+    student = model(3, 32, model_type=family, num_attention_heads=4).train()
+    fused_layers.fuse(student, first_alone=True)
+    inputs = {"input_ids": torch.randint(5, 500, (6, 11)), "attention_mask": torch.ones(6, 11, dtype=torch.long)}
+    with FlopCounterMode(display=False) as forward, torch.autocast("cpu", torch.bfloat16):
+        loss = student(**inputs).logits.float().sum()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    expected = utilisation.work_of(student, first_alone=True).forward(np.full(6, 11), 6)
+    assert forward.get_total_flops() == expected < utilisation.work_of(student).forward(np.full(6, 11), 6)
     assert backward.get_total_flops() == utilisation.BACKWARD * expected
 
 

@@ -4,12 +4,15 @@ There the products of a small batch take a third of a step; casts, copies and ca
 rest. Here a layer is one node of the autograd graph: query, key and value are one product, weights are cast once, masks
 of dropouts are drawn as bits. The arithmetic is that of autocast with transformers' eager attention: products and
 scores in bfloat16, sums of states and layer norms in float32.
+
+Of the last layer mostly nothing but the first token's state is read, [CLS]: by a classifier, and by losses on it. Then
+that layer computes keys and values of all tokens, and all else of the first one alone. The numbers are the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from transformers.activations import GELUActivation
 
 from kd.fast_dropout import kept
+from kd.heads import pooling_of
 from kd.models import encoder_layers
 
 BF16 = torch.bfloat16
@@ -62,7 +66,12 @@ LAYOUTS = {
 
 
 class Parts:
-    """Of one layer: six linear layers, two norms, three dropouts; and bfloat16 copies of what the products need."""
+    """Of one layer: six linear layers, two norms, three dropouts; and bfloat16 copies of what the products need.
+
+    ``first_alone``: nothing behind the layer reads another state than the first token's.
+    """
+
+    first_alone = False
 
     def __init__(self, linears: list[Any], norms: list[Any], dropouts: Sequence[float], heads: int) -> None:
         self.linears, self.norms, self.dropouts, self.heads = linears, norms, dropouts, heads
@@ -93,26 +102,33 @@ def six_of(four: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Step(torch.autograd.Function):
-    """States ``[B, L, H]``, float32, through a layer; ``mask`` as transformers makes it for SDPA or eager attention."""
+    """States ``[B, L, H]``, float32, through a layer; ``mask`` as transformers makes it for SDPA or eager attention.
+
+    What comes out is ``[B, 1, H]`` where the first token's state alone is read.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor | None, parts: Parts, *parameters: Tensor) -> Tensor:
         (rows, length, wide), heads = x.shape, parts.heads
+        asking = 1 if parts.first_alone else length  # tokens of a row that go on
         g1, c1, g2, c2 = parameters[12:]
         parts.cast()
         (w_in, w_out, w_up, w_down), (b_in, b_out, b_up, b_down) = parts.weights, parts.biases
         mask0, mask1, mask2 = masks(
-            ((rows * heads, length, length), (rows * length, wide), (rows * length, wide)), parts.dropouts
+            ((rows * heads, asking, length), (rows * asking, wide), (rows * asking, wide)), parts.dropouts
         )
-        x = x.reshape(-1, wide)
-        x16 = x.to(BF16)
-        three = linear(x16, w_in, b_in).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = three.reshape(3, rows * heads, length, -1)
+        x16 = x.reshape(-1, wide).to(BF16)
+        if parts.first_alone:
+            [query] = of_heads(linear(firsts(x16, rows), w_in[:wide], b_in[:wide]), rows, heads, 1)
+            key, value = of_heads(linear(x16, w_in[wide:], b_in[wide:]), rows, heads, 2)
+            mask = mask if mask is None else mask[..., :1, :]
+        else:
+            query, key, value = of_heads(linear(x16, w_in, b_in), rows, heads, 3)
         chances = probabilities(query, key, mask, heads)
         context = (
-            torch.bmm(dropped(chances, mask0), value).view(rows, heads, length, -1).transpose(1, 2).reshape(x.shape)
+            torch.bmm(dropped(chances, mask0), value).view(rows, heads, asking, -1).transpose(1, 2).reshape(-1, wide)
         )
-        sum1 = x + through(linear(context, w_out, b_out), mask1)
+        sum1 = x[:, :asking].reshape(-1, wide) + through(linear(context, w_out, b_out), mask1)
         middle, mean1, scale1 = torch.native_layer_norm(sum1, (wide,), g1, c1, parts.norms[0].eps)
         middle16 = middle.to(BF16)
         up = linear(middle16, w_up, b_up)
@@ -124,7 +140,7 @@ class Step(torch.autograd.Function):
             active, mask2, sum2, mean2, scale2, g2, c2,
         )  # fmt: skip
         ctx.parts = parts
-        return found.view(rows, length, wide)
+        return found.view(rows, asking, wide)
 
     @staticmethod
     @once_differentiable
@@ -133,7 +149,7 @@ class Step(torch.autograd.Function):
             x16, query, key, value, chances, mask0, context, mask1, sum1, mean1, scale1, g1, c1, middle16, up,
             active, mask2, sum2, mean2, scale2, g2, c2,
         ) = ctx.saved_tensors  # fmt: skip
-        (rows, length, wide), heads = gradients[0].shape, ctx.parts.heads
+        (rows, asking, wide), heads = gradients[0].shape, ctx.parts.heads
         w_in, w_out, w_up, w_down = ctx.parts.weights
         g, *norm2 = ops.native_layer_norm_backward(
             gradients[0].reshape(-1, wide), sum2, (wide,), mean2, scale2, g2, c2, NORM_GRADIENTS
@@ -147,17 +163,47 @@ class Step(torch.autograd.Function):
         )
         out = through(g.to(BF16), mask1)
         of_out = of_linear(out, context)
-        seen = (out @ w_out).view(rows, length, heads, -1).transpose(1, 2).reshape(query.shape)
-        three = query.new_empty(3, *query.shape)
-        torch.bmm(dropped(chances, mask0).transpose(1, 2), seen, out=three[2])
+        seen = (out @ w_out).view(rows, asking, heads, -1).transpose(1, 2).reshape(query.shape)
         chance = through(torch.bmm(seen, value.transpose(1, 2)), mask0)
         score = softmax_backward(chance, chances).mul_(query.shape[-1] ** -0.5)
-        torch.bmm(score, key, out=three[0])
-        torch.bmm(score.transpose(1, 2), query, out=three[1])
-        into = three.view(3, rows, heads, length, -1).permute(1, 3, 0, 2, 4).reshape(-1, 3 * wide)
-        g.add_(into @ w_in)
-        weights, biases = zip(of_linear(into, x16), of_out, of_up, of_down, strict=True)
-        return g.view(rows, length, wide), None, None, *six_of(weights), *six_of(biases), *norm1, *norm2
+        if ctx.parts.first_alone:
+            keys = key.new_empty(2, *key.shape)
+            torch.bmm(score.transpose(1, 2), query, out=keys[0])
+            torch.bmm(dropped(chances, mask0).transpose(1, 2), seen, out=keys[1])
+            asked, read = to_rows(torch.bmm(score, key)[None], rows), to_rows(keys, rows)
+            parts_in = [of_linear(asked, firsts(x16, rows)), of_linear(read, x16)]
+            weights_in, biases_in = (torch.cat(both) for both in zip(*parts_in, strict=True))
+            into = (read @ w_in[wide:]).float().view(rows, -1, wide)
+            into[:, 0] += g.add_(asked @ w_in[:wide])
+        else:
+            three = key.new_empty(3, *key.shape)
+            torch.bmm(score, key, out=three[0])
+            torch.bmm(score.transpose(1, 2), query, out=three[1])
+            torch.bmm(dropped(chances, mask0).transpose(1, 2), seen, out=three[2])
+            all_of = to_rows(three, rows)
+            weights_in, biases_in = of_linear(all_of, x16)
+            into = g.add_(all_of @ w_in).view(rows, -1, wide)
+        weights, biases = zip((weights_in, biases_in), of_out, of_up, of_down, strict=True)
+        return into, None, None, *six_of(weights), *six_of(biases), *norm1, *norm2
+
+
+def firsts(states: Tensor, rows: int) -> Tensor:
+    """The first token's of every row, of ``[B L, H]``."""
+    return states.view(rows, -1, states.shape[-1])[:, 0].contiguous()
+
+
+def of_heads(states: Tensor, rows: int, heads: int, count: int) -> Tensor:
+    """``[B L, count H]`` as ``[count, B A, L, H / A]``, each of A heads together."""
+    length = len(states) // rows
+    split = states.view(rows, length, count, heads, -1).permute(2, 0, 3, 1, 4)
+    return split.reshape(count, rows * heads, length, -1)
+
+
+def to_rows(parts: Tensor, rows: int) -> Tensor:
+    """The reverse of ``of_heads``."""
+    count, of_rows, length, size = parts.shape
+    split = parts.view(count, rows, of_rows // rows, length, size).permute(1, 3, 0, 2, 4)
+    return split.reshape(rows * length, -1)
 
 
 def masks(shapes: Sequence[tuple[int, ...]], dropouts: Sequence[float]) -> list[Tensor | None]:
@@ -253,12 +299,26 @@ def parts_of(layer: nn.Module, config: Any) -> Parts | None:
     return Parts(linears, norms, dropouts, config.num_attention_heads) if known else None
 
 
-def fuse(student: Any) -> list[Any]:
-    """The layers of ``student`` that are fused from now on: those that Step computes."""
-    found = []
-    for layer in encoder_layers(student):
+def reads_first_alone(student: Any, signals: Iterable[str]) -> bool:
+    """Whether the head of a ``student`` of LAYOUTS, and who asks for ``signals``, read [CLS] alone of the last states.
+
+    What reads query, key and value of a layer keeps it from being fused at all.
+    """
+    how = pooling_of(student.config)
+    of_cls = how == "cls" or (how is None and type(student).__name__.endswith("ForSequenceClassification"))
+    return of_cls and f"hidden/{student.config.num_hidden_layers}" not in signals
+
+
+def fuse(student: Any, first_alone: bool = False) -> list[Any]:
+    """The layers of ``student`` that are fused from now on: those that Step computes.
+
+    ``first_alone``: what reads_first_alone says.
+    """
+    found, layers = [], encoder_layers(student)
+    for layer in layers:
         parts = parts_of(layer, student.config)
         if parts is not None:
+            parts.first_alone = first_alone and layer is layers[-1]
             own = type(layer)
             layer.__dict__["parts"] = parts
             layer.__class__ = type(f"Fused{own.__name__}", (FusedLayer, own), {})
@@ -269,12 +329,16 @@ def fuse(student: Any) -> list[Any]:
 class TrainsFusedLayers(Callback):
     """The student's layers are fused while it trains; what is made of it afterwards knows nothing of it."""
 
+    first_alone = False  # the last layer goes on with the first token alone
+
     def __init__(self) -> None:
         self.layers: list[Any] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.precision == "bf16-mixed" and pl_module.device.type == "cpu":
-            self.layers = fuse(pl_module.student)
+            alone = reads_first_alone(pl_module.student, pl_module.recorder.signals)  # type: ignore[union-attr,arg-type]
+            self.layers = fuse(pl_module.student, alone)
+            self.first_alone = any(layer.__dict__["parts"].first_alone for layer in self.layers)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         while self.layers:

@@ -22,6 +22,7 @@ from kd.export.directory import is_export, note_figures
 from kd.export.exporter import Exported, Exporter
 from kd.export_command import table as gate_table
 from kd.fit import Fitted
+from kd.fused_layers import TrainsFusedLayers
 from kd.pair import Pair
 from kd.quantization import Converted
 from kd.quantized_file import in_stock_format
@@ -178,7 +179,9 @@ def used(cfg: DictConfig, rows: TextDataModule, fitted: Fitted, entries: list[re
         asked = any(loss.teacher_signals for loss in fitted.module.terms.values())
         runs = entries[0].model if asked and rows.splits["train"].kept is None else None
         student, device = entries[1].model, fitted.trainer.strategy.root_device
-        found["utilisation"] = utilisation(student, runs, rows, fitted.clock, str(cfg.trainer.precision), device)
+        precision, callbacks = str(cfg.trainer.precision), fitted.trainer.callbacks  # type: ignore[attr-defined]
+        alone = any(isinstance(each, TrainsFusedLayers) and each.first_alone for each in callbacks)
+        found["utilisation"] = utilisation(student, runs, rows, fitted.clock, precision, device, alone)
     if isinstance(profile := fitted.trainer.profiler, StepProfile):  # type: ignore[attr-defined]
         found["profile"] = profile.parts()
     return found

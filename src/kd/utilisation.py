@@ -20,6 +20,7 @@ from torch import nn
 
 from kd.batches import Numbers
 from kd.datamodule import TextDataModule
+from kd.models import encoder_layers
 
 WARM_UP = 5  # batches
 SECONDS = 1.0  # of measuring matrix products
@@ -42,8 +43,11 @@ class Work:
         )
 
 
-def work_of(model: Any) -> Work:
-    """Linear modules of the encoder work on every token, those of the pooler and of the head on every answer."""
+def work_of(model: Any, first_alone: bool = False) -> Work:
+    """Linear modules of the encoder work on every token, those of the pooler and of the head on every answer.
+
+    ``first_alone``: of the last layer, all but keys and values work on every answer, too (kd.fused_layers).
+    """
     base = f"{model.base_model_prefix}."
     token = answer = 0
     for name, module in model.named_modules():
@@ -51,8 +55,13 @@ def work_of(model: Any) -> Work:
             products = 2 * module.in_features * module.out_features
             inside = name.startswith(base) and "pooler" not in name
             token, answer = (token + products, answer) if inside else (token, answer + products)
-    config = model.config
-    return Work(token, 4 * config.num_hidden_layers * config.hidden_size, answer)
+    layers, wide = model.config.num_hidden_layers, model.config.hidden_size
+    if first_alone:
+        linears = (m for m in encoder_layers(model)[-1].modules() if isinstance(m, nn.Linear))
+        of_one = sum(2 * m.in_features * m.out_features for m in linears) - 2 * 2 * wide * wide
+        # its one query meets every key: 4 H a token
+        return Work(token - of_one + 4 * wide, 4 * (layers - 1) * wide, answer + of_one)
+    return Work(token, 4 * layers * wide, answer)
 
 
 class StepClock(Callback):
@@ -111,15 +120,19 @@ def matmul_peak(
 
 
 def utilisation(
-    student: Any, teacher: Any | None, rows: TextDataModule, clock: StepClock, precision: str, device: torch.device
-) -> dict[str, Any] | None:
-    """For the report; ``teacher`` only if it ran in every step. None for a training too short to be timed."""
+    student: Any, teacher: Any | None, rows: TextDataModule, clock: StepClock, precision: str, device: torch.device,
+    first_alone: bool = False,
+) -> dict[str, Any] | None:  # fmt: skip
+    """For the report; ``teacher`` only if it ran in every step. None for a training too short to be timed.
+
+    ``first_alone`` is that of ``work_of``.
+    """
     if clock.batch_seconds is None:
         return None
     train, draws = rows.splits["train"], [draw.rows for draw in rows.batches()]
     answers, lengths = train.units.counts["labels"], train.lengths
     real = padded = 0.0
-    works = [(work_of(student), 1 + BACKWARD, lengths)]
+    works = [(work_of(student, first_alone), 1 + BACKWARD, lengths)]
     if teacher is not None:
         works.append((work_of(teacher), 1, train.lengths_of("teacher")))
     for drawn in draws:
