@@ -21,6 +21,7 @@ KNOWN = (
     "masking_utils.py",  # transformers asks, once in each forward pass, whether any token is padding
     'norm.device.type == "cpu" and',  # asked on a CPU alone, where nothing is waited for
     "in pad",  # of the data, on the CPU before they go to the accelerator
+    "in drawn",  # the seed of a mask, on a CPU alone, from its generator
 )
 
 
