@@ -22,7 +22,7 @@ from kd import models  # noqa: E402
 from kd.architecture import container  # noqa: E402
 from kd.command_line import compose  # noqa: E402
 from kd.fast_dropout import draw_bits  # noqa: E402
-from kd.fused_layers import fuse  # noqa: E402
+from kd.fused_layers import fuse, reads_first_alone  # noqa: E402
 from kd.table import markdown_table  # noqa: E402
 from kd.tasks import Classification  # noqa: E402
 
@@ -55,7 +55,7 @@ def main() -> None:
         models_of[name] = model = models.random_model(shape, Classification(["negative", "positive"])).train()
         model.get_input_embeddings().weight.requires_grad_(False)
         draw_bits(model)
-    fuse(models_of["fused"])
+    fuse(models_of["fused"], reads_first_alone(models_of["fused"], {"logits": None}))  # as a training with logits does
     rows = []
     for length in arguments.lengths:
         ids = torch.randint(1000, shape["vocab_size"], (arguments.rows, length))

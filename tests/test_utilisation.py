@@ -34,7 +34,7 @@ def test_the_formula_counts_what_torch_counts(family: str) -> None:
     assert backward.get_total_flops() == utilisation.BACKWARD * expected
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
 def test_it_counts_what_a_last_layer_of_the_first_token_computes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_layers, "ADDS_BIAS_WITHIN", False)  # the counter does not know that product
     student = model(3, 32, model_type=family, num_attention_heads=4).train()

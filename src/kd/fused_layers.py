@@ -12,7 +12,7 @@ that layer computes keys and values of all tokens, and all else of the first one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,12 @@ BF16 = torch.bfloat16
 SHORT = 32  # tokens
 NORM_GRADIENTS = [True, True, True]  # of states, weight and bias
 ops = torch.ops.aten
-ADDS_BIAS_WITHIN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile calls; some builds have none
+# what torch.compile asks before it calls the operator; some builds have neither, and other chips refuse bfloat16 there
+ADDS_BIAS_WITHIN = (
+    hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
 
 
 @dataclass(frozen=True)
@@ -299,14 +304,15 @@ def parts_of(layer: nn.Module, config: Any) -> Parts | None:
     return Parts(linears, norms, dropouts, config.num_attention_heads) if known else None
 
 
-def reads_first_alone(student: Any, signals: Iterable[str]) -> bool:
-    """Whether the head of a ``student`` of LAYOUTS, and who asks for ``signals``, read [CLS] alone of the last states.
+def reads_first_alone(student: Any, asked: Mapping[str, int | None]) -> bool:
+    """Whether the head of a ``student`` of LAYOUTS, and who asks for signals, read [CLS] alone of the last states.
 
-    What reads query, key and value of a layer keeps it from being fused at all.
+    ``asked`` has the layer of each signal, as a Recorder's. Other signals of the last layer are read within it, and
+    keep it from being fused at all.
     """
-    how = pooling_of(student.config)
+    how, last = pooling_of(student.config), student.config.num_hidden_layers
     of_cls = how == "cls" or (how is None and type(student).__name__.endswith("ForSequenceClassification"))
-    return of_cls and f"hidden/{student.config.num_hidden_layers}" not in signals
+    return of_cls and all(layer != last or signal.startswith("cls/") for signal, layer in asked.items())
 
 
 def fuse(student: Any, first_alone: bool = False) -> list[Any]:
@@ -336,7 +342,7 @@ class TrainsFusedLayers(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.precision == "bf16-mixed" and pl_module.device.type == "cpu":
-            alone = reads_first_alone(pl_module.student, pl_module.recorder.signals)  # type: ignore[union-attr,arg-type]
+            alone = reads_first_alone(pl_module.student, pl_module.recorder.layers)  # type: ignore[union-attr,arg-type]
             self.layers = fuse(pl_module.student, alone)
             self.first_alone = any(layer.__dict__["parts"].first_alone for layer in self.layers)
 
