@@ -108,7 +108,7 @@ def test_a_full_memory_halves_the_batch_and_changes_nothing_else(
     steps = [step for step, _ in found.curves["train/loss/hidden"]]
     assert steps == list(range(1, 13))
     mine, whole = (np.array([value for _, value in one.curves["train/loss/soft"]]) for one in (found, expected))
-    np.testing.assert_allclose(mine, whole, rtol=1e-3)
+    np.testing.assert_allclose(mine, whole, rtol=1e-3, atol=2e-7)  # float32 has a cross-entropy near 0 to an ulp of 1
     assert (tmp_path / "halved" / "checkpoints" / "last.ckpt").is_file() == (seconds == 0.0)
     assert halving.parts_begun(tmp_path / "halved") == (2 if seconds == 0.0 else 1)
 
